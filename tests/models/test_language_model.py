@@ -193,7 +193,9 @@ def test_transformers_lets_rows_of_a_pack_see_each_other_where_asked_otherwise(
     # Should transformers ever mend this, the warning in language_model.py can go.
     first, second = ROWS[1], ROWS[3]
     batch = pack([first, second])
-    own = hidden_states(language_model.model, language_model.place, pad([second]))[0]
+    alone = pad([second])
+    every = torch.ones_like(alone.completion_mask)
+    own = hidden_states(language_model.model, language_model.place, alone, every)
     arguments = {"use_cache": False, trap: True}
     if trap == "attention_mask":
         arguments["attention_mask"] = torch.ones_like(batch.input_ids)
@@ -201,12 +203,13 @@ def test_transformers_lets_rows_of_a_pack_see_each_other_where_asked_otherwise(
         input_ids=batch.input_ids, position_ids=batch.position_ids, **arguments
     ).last_hidden_state[0, len(first.ids) :]
     assert not torch.allclose(leaky, own, atol=0.05)
-    owned = hidden_states(language_model.model, language_model.place, batch)
-    torch.testing.assert_close(owned[0, len(first.ids) :], own, atol=1e-5, rtol=1e-5)
+    every = torch.ones_like(batch.completion_mask)
+    owned = hidden_states(language_model.model, language_model.place, batch, every)
+    torch.testing.assert_close(owned[len(first.ids) :], own, atol=1e-5, rtol=1e-5)
 
 
 def test_one_helper_owns_the_forward_pass():
-    # Besides it only the decode loop (with its cache) and the check of the head call a model.
+    # Besides it only the decode loop (with its cache) and the checks on loading call a model.
     calls = set()
     for path in Path(tether.__file__).parent.rglob("*.py"):
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -222,6 +225,7 @@ def test_one_helper_owns_the_forward_pass():
     assert calls == {
         ("language_model", "hidden_states"),
         ("language_model", "_check_head"),
+        ("llama", "_agrees"),
         ("decode", "_decode"),
     }
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -28,6 +29,8 @@ from transformers.utils import logging as transformers_logging
 from tether.core import kl, logprobs
 from tether.data.batches import Batch
 from tether.errors import ConfigError, ModelError
+from tether.kernels import head
+from tether.models import llama
 from tether.sections import ComputeConfig
 
 # What it warns of (a head that is new, a bar for one small file) is meant to be so here.
@@ -88,6 +91,19 @@ class LanguageModel:
     def max_positions(self) -> int:
         """Longest row, in tokens."""
         return max_positions(self.model.config)
+
+    @property
+    def head_weight(self) -> Tensor | None:
+        """Weight (V, D) of the head; None where it does more than multiply by it."""
+        head, config = self.model.get_output_embeddings(), self.model.config
+        if (
+            not isinstance(head, nn.Linear)
+            or type(head) is not nn.Linear
+            or head.bias is not None
+            or _changes_logits(config)
+        ):
+            return None
+        return head.weight
 
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits of hidden states, in float32."""
@@ -203,21 +219,29 @@ def max_positions(config: PretrainedConfig) -> int:
     return getattr(text, "max_position_embeddings", None) or 1 << 30
 
 
-def hidden_states(model: PreTrainedModel, place: Device, batch: Batch) -> Float[Tensor, "B S D"]:
-    """Last hidden states of every token of a batch."""
-    batch = batch.to(place.device)
+def hidden_states(
+    model: PreTrainedModel, place: Device, batch: Batch, where: Bool[Tensor, "B S"]
+) -> Float[Tensor, "N D"]:
+    """Last hidden states of the tokens of a batch where `where` is True, row after row."""
+    batch, where = batch.to(place.device), where.to(place.device)
+    lean = llama.lean(model) if batch.attention_mask is None else None
+    if lean:
+        sequences = llama.Sequences.of(batch, where)
+        if int(sequences.offsets.diff().max()) <= lean.window:
+            return llama.hidden_states(lean, sequences, place.dtype)
     with place.autocast():
-        return model.base_model(
+        hidden = model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.attention_mask,
             use_cache=False,
         ).last_hidden_state
+    return hidden[where]
 
 
-def predicting(batch: Batch, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "N D"]:
-    """Hidden states from which the completion tokens are predicted, row after row."""
-    return hidden[:, :-1][batch.completion_mask[:, 1:].to(hidden.device)]
+def predicting(batch: Batch) -> Bool[Tensor, "B S"]:
+    """True on the tokens from which the completion tokens are predicted."""
+    return F.pad(batch.completion_mask[:, 1:], (0, 1))
 
 
 def completion_logprobs(
@@ -232,7 +256,7 @@ def completion_logprobs(
     N is the number of completion tokens. Logits exist only for them, and only in chunks. The
     entropies are 0 unless asked for.
     """
-    hidden = predicting(batch, hidden_states(language_model.model, language_model.place, batch))
+    hidden = hidden_states(language_model.model, language_model.place, batch, predicting(batch))
     return logprobs_and_entropies(
         language_model, batch, hidden, temperature=temperature, with_entropy=with_entropy
     )
@@ -248,15 +272,20 @@ def logprobs_and_entropies(
     entropy_grad: bool = False,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """The same from the hidden states that predict the completion tokens."""
-    return logprobs.from_hidden(
-        hidden,
-        language_model.head,
-        batch.input_ids[batch.completion_mask].to(hidden.device),
-        temperature=temperature,
-        chunk=max(1024, LOGITS_AT_ONCE // language_model.model.config.get_text_config().vocab_size),
-        with_entropy=with_entropy,
-        entropy_grad=entropy_grad,
-    )
+    token_ids = batch.input_ids[batch.completion_mask].to(hidden.device)
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "chunk": max(
+            1024, LOGITS_AT_ONCE // language_model.model.config.get_text_config().vocab_size
+        ),
+        "with_entropy": with_entropy,
+        "entropy_grad": entropy_grad,
+    }
+    weight = language_model.head_weight
+    if weight is None or not head.available(weight):
+        return logprobs.from_hidden(hidden, language_model.head, token_ids, **settings)
+    dtype = language_model.place.dtype
+    return head.logprobs_and_entropies(hidden, weight, token_ids, dtype=dtype, **settings)
 
 
 @torch.no_grad()
@@ -264,8 +293,9 @@ def completion_kl(
     policy: LanguageModel, reference: LanguageModel, batch: Batch, *, temperature: float = 1.0
 ) -> Float[Tensor, " N"]:
     """Exact KL(policy ‖ reference) over the vocabulary (nats) at each completion token."""
-    ours = predicting(batch, hidden_states(policy.model, policy.place, batch))
-    theirs = predicting(batch, hidden_states(reference.model, reference.place, batch))
+    where = predicting(batch)
+    ours = hidden_states(policy.model, policy.place, batch, where)
+    theirs = hidden_states(reference.model, reference.place, batch, where)
     chunks = zip(ours.split(1024), theirs.split(1024), strict=True)
     return torch.cat(
         [kl.exact(policy.head(a) / temperature, reference.head(b) / temperature) for a, b in chunks]
@@ -309,6 +339,11 @@ def _transform_logits(config: PretrainedConfig, logits: Tensor) -> Tensor:
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def _changes_logits(config: PretrainedConfig) -> bool:
+    names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    return any(getattr(config, name, None) for name in names)
 
 
 @torch.no_grad()

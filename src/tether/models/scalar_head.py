@@ -49,12 +49,11 @@ class ScalarModel:
 
     def scores(self, batch: Batch) -> Float[Tensor, " B"]:
         """One number for each row, read at its last token (raw reward units)."""
-        hidden = hidden_states(self.model, self.place, batch)
-        return self.numbers(hidden[batch.last_mask.to(hidden.device)])
+        return self.numbers(hidden_states(self.model, self.place, batch, batch.last_mask))
 
     def values(self, batch: Batch) -> Float[Tensor, " N"]:
         """One number for each completion token, read where it is predicted: V(s_t) before a_t."""
-        return self.numbers(predicting(batch, hidden_states(self.model, self.place, batch)))
+        return self.numbers(hidden_states(self.model, self.place, batch, predicting(batch)))
 
     def numbers(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
         """The head on hidden states, in float32."""

@@ -145,7 +145,7 @@ def forward(
     policy: LanguageModel, value: ScalarModel, batch: Batch, config: PPOConfig
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probs, entropies and values of the completion tokens; one pass where they share it."""
-    hidden = predicting(batch, hidden_states(policy.model, policy.place, batch))
+    hidden = hidden_states(policy.model, policy.place, batch, predicting(batch))
     logprobs, entropies = logprobs_and_entropies(
         policy,
         batch,

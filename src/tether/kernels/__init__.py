@@ -1,0 +1,1 @@
+"""Fused operations: in C on CPUs where a compiler is at hand, in torch everywhere else."""

@@ -1,0 +1,195 @@
+"""A lean forward pass for models of the Llama family: Llama, Mistral, Qwen2, Qwen3, SmolLM3.
+
+It computes what transformers computes, with its weights, but on tokens without padding, with the
+fused operations of `kernels`, and in the last layer only where a result is asked for. Whether it
+does compute the same is checked on each model before it is used; any other model takes
+transformers' own forward.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tether.data.batches import Batch
+from tether.kernels.layers import Heads, Rotary, add_norm, attention, swiglu
+
+FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # tables that do not depend on the length
+TOLERANCE = 1e-4  # on hidden states of size 1, in float32
+
+
+@dataclass
+class Llama:
+    """Where the weights of a model are, and its shape."""
+
+    base: Any
+    heads: Heads
+    eps: float
+    window: int
+    rotary: Rotary
+
+    def rotary_to(self, length: int) -> Rotary:
+        """Rotary tables for at least `length` positions."""
+        if len(self.rotary.cos) < length:
+            self.rotary = _tables(self.base, max(length, 2 * len(self.rotary.cos)))
+        return self.rotary
+
+
+class Sequences(NamedTuple):
+    """The real tokens of a batch, one sequence after the other.
+
+    `offsets` are the rows where sequences start, and the number of rows; `wanted` the rows whose
+    hidden states are asked for.
+    """
+
+    ids: Int[Tensor, " N"]
+    offsets: Int[Tensor, " S"]
+    wanted: Int[Tensor, " M"]
+
+    @classmethod
+    def of(cls, batch: Batch, where: Bool[Tensor, "B S"]) -> "Sequences":
+        """From a batch padded on the right or packed."""
+        ends = batch.last_mask
+        real = ends.flip(1).cumsum(1).flip(1) > 0
+        offsets = F.pad(ends[real].nonzero().flatten() + 1, (1, 0))
+        return cls(batch.input_ids[real], offsets, where[real].nonzero().flatten())
+
+
+_agreeing: "weakref.WeakKeyDictionary[PreTrainedModel, Llama | None]" = weakref.WeakKeyDictionary()
+
+
+def lean(model: PreTrainedModel) -> Llama | None:
+    """The model as the lean forward sees it; None where transformers' own must be used.
+
+    The numbers are compared once; how the model is built is looked at every time, since adapters
+    or hooks may have come after.
+    """
+    if model.config.model_type not in FAMILY or not _plain(model.base_model):
+        return None
+    if model not in _agreeing:
+        found = _read(model)
+        _agreeing[model] = found if found and _agrees(model, found) else None
+    return _agreeing[model]
+
+
+def hidden_states(llama: Llama, sequences: Sequences, dtype: torch.dtype) -> Float[Tensor, "M D"]:
+    """Last hidden states of the wanted tokens, float32; matrix products in `dtype`."""
+    offsets = sequences.offsets
+    rotary = llama.rotary_to(int(offsets.diff().max()))
+    x, delta = llama.base.embed_tokens(sequences.ids), None
+    for number, layer in enumerate(llama.base.layers):
+        x, normed = add_norm(x, delta, layer.input_layernorm.weight, llama.eps, dtype)
+        attended = attention(
+            queries_keys_values(layer.self_attn, normed, llama),
+            offsets,
+            rotary if getattr(layer.self_attn, "use_rope", True) else None,
+            llama.heads,
+        )
+        if number == len(llama.base.layers) - 1:
+            x, attended = x[sequences.wanted], attended[sequences.wanted]
+        delta = linear(attended, [layer.self_attn.o_proj])
+        x, normed = add_norm(x, delta, layer.post_attention_layernorm.weight, llama.eps, dtype)
+        both = linear(normed, [layer.mlp.gate_proj, layer.mlp.up_proj])
+        delta = linear(swiglu(both), [layer.mlp.down_proj])
+    assert delta is not None
+    return add_norm(x, delta.float(), llama.base.norm.weight, llama.eps, torch.float32)[1]
+
+
+def queries_keys_values(part: Any, x: Float[Tensor, "N D"], llama: Llama) -> Float[Tensor, "N W"]:
+    """Queries, keys and values side by side; Qwen3 and others norm each query and key head."""
+    qkv = linear(x, [part.q_proj, part.k_proj, part.v_proj])
+    if not hasattr(part, "q_norm"):
+        return qkv
+    heads = llama.heads
+    q, k, v = qkv.unflatten(-1, (-1, heads.size)).split([heads.query, heads.key, heads.key], 1)
+    q, k = (
+        add_norm(each.flatten(0, 1).float(), None, norm.weight, llama.eps, x.dtype)[1].view_as(each)
+        for each, norm in ((q, part.q_norm), (k, part.k_norm))
+    )
+    return torch.cat([q, k, v], 1).flatten(1)
+
+
+def linear(x: Float[Tensor, "N D"], parts: Sequence[nn.Linear]) -> Float[Tensor, "N W"]:
+    """Several linear layers of one input as one product, in the precision of the input."""
+    weights = [part.weight.to(x.dtype) for part in parts]
+    biases = [part.bias for part in parts]
+    bias = None
+    if any(each is not None for each in biases):
+        filled = [
+            torch.zeros(len(weight), device=x.device) if each is None else each
+            for each, weight in zip(biases, weights, strict=True)
+        ]
+        bias = torch.cat(filled).to(x.dtype)
+    return F.linear(x, weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+
+
+def _plain(base: Any) -> bool:
+    """Whether a base model is made of nothing but plain layers, in float32, without hooks."""
+    for layer in base.layers:
+        if _hooked(layer):  # sharding, say
+            return False
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        for part in (*parts, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            if type(part) is not nn.Linear or part.weight.dtype != torch.float32:  # adapters, say
+                return False
+    return not _hooked(base)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something hangs on a module's forward, other than transformers' own recorders."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+
+
+def _read(model: PreTrainedModel) -> Llama | None:
+    """Shape of a model that is built like a Llama; None where it has something more."""
+    config, base = model.config, cast(Any, model.base_model)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if config.hidden_act != "silu" or rope.get("rope_type", "default") not in STATIC_ROPE:
+        return None
+    first = base.layers[0].self_attn
+    size = first.head_dim
+    heads = Heads(first.q_proj.out_features // size, first.k_proj.out_features // size, size)
+    eps = base.norm.variance_epsilon
+    return Llama(base, heads, eps, _window(config), _tables(base, 512))
+
+
+def _window(config: Any) -> int:
+    """Tokens that a layer looks back at; rows that are longer take the other forward."""
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    return (slides and getattr(config, "sliding_window", None)) or 1 << 30
+
+
+def _tables(base: Any, length: int) -> Rotary:
+    """Cosines and sines of the first `length` positions, as transformers computes them."""
+    device = base.embed_tokens.weight.device
+    with torch.no_grad():
+        cos, sin = base.rotary_emb(
+            torch.zeros(1, device=device), torch.arange(length)[None].to(device)
+        )
+    half = cos.shape[-1] // 2
+    return Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel, llama: Llama) -> bool:
+    """Whether both forwards give the same hidden states for a few tokens."""
+    device = llama.base.embed_tokens.weight.device
+    ids = torch.arange(7, device=device) % llama.base.embed_tokens.num_embeddings
+    if 2 * llama.rotary.cos.shape[-1] != llama.heads.size:
+        return False
+    offsets = torch.tensor([0, len(ids)], device=device)
+    ours = hidden_states(
+        llama, Sequences(ids, offsets, torch.arange(7, device=device)), torch.float32
+    )
+    theirs = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
+    return bool((ours - theirs).abs().max() <= TOLERANCE * max(1.0, float(theirs.abs().max())))
