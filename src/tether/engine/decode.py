@@ -1,19 +1,21 @@
 """The decode loop: prompts in, sampled completions with their log-probs out."""
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
-from tether.data.batches import Row, pad
+from tether.engine.decoders import Decoder, decoder_for
 from tether.engine.sampling import sample, uniforms
 from tether.errors import ConfigError
+from tether.kernels import head
 from tether.models.language_model import LanguageModel
 from tether.sections import SamplingConfig
 
-KEEP_SHARE = 0.75  # rows are dropped from the batch once fewer than this share still run
+REFILL_SHARE = 0.1  # waiting prompts are read once this share of the slots is free
 
 
 class Sampled(NamedTuple):
@@ -76,116 +78,132 @@ def generate_tokens(
 ) -> list[Sampled]:
     """Sample one completion for each prompt (token ids), in the order given.
 
-    Row i is a function of (model, prompt i, seed, step, i). Prompts of similar length are decoded
-    together, up to `sampling.batch_size` at a time; `on_rows` is told how many are done.
+    Row i is a function of (model, prompt i, seed, step, i). Up to `sampling.batch_size` rows are
+    decoded together; where one has ended, a waiting one takes its place. `on_rows` is told how
+    many have ended.
 
     Raises:
         ConfigError: A prompt leaves no room for a completion.
     """
     check_lengths(prompts, language_model.max_positions, sampling.max_new_tokens)
-    stops = language_model.stop_ids | set(sampling.stop_token_ids)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    results: dict[int, Sampled] = {}
-    for start in range(0, len(order), sampling.batch_size):
-        rows = order[start : start + sampling.batch_size]
-        draws = uniforms(seed, step, rows, sampling.max_new_tokens)
-        chunk = _decode(
-            language_model, [prompts[i] for i in rows], draws, stops, sampling.temperature
+    if not prompts:
+        return []
+    # Long prompts first: those that wait till the end, alone, are then the cheap ones. Equal
+    # prompts side by side, to be read once.
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i], i))
+    slots = min(len(prompts), sampling.batch_size)
+    room = len(prompts[order[0]]) + sampling.max_new_tokens
+    loop = _Loop(language_model, decoder_for(language_model, slots, room), sampling, seed, step)
+    waiting, free = deque(order), deque(range(slots))
+    while waiting or len(loop.row):
+        enough = len(free) >= max(REFILL_SHARE * slots, 1) and loop.decoder.refills
+        if waiting and (enough or not len(loop.row)):
+            count = min(len(free), len(waiting))
+            rows = [waiting.popleft() for _ in range(count)]
+            ended = loop.admit(rows, [free.popleft() for _ in rows], prompts)
+        else:
+            ended = loop.advance()
+        free.extend(ended)
+        if ended:
+            on_rows(len(ended))
+    return [loop.results[i] for i in range(len(prompts))]
+
+
+class _Loop:
+    """The rows under way; one entry a row in each tensor."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        decoder: Decoder,
+        sampling: SamplingConfig,
+        seed: int,
+        step: int,
+    ) -> None:
+        self.decoder, self.sampling, self.key = decoder, sampling, (seed, step)
+        self.place = language_model.place
+        self.logits = head_for(language_model)
+        stops = sorted(language_model.stop_ids | set(sampling.stop_token_ids))
+        self.stops = torch.tensor(stops, device=self.place.device)
+        none = torch.empty(0, dtype=torch.long, device=self.place.device)
+        self.row, self.slot, self.position, self.token, self.count = none, none, none, none, none
+        width = sampling.max_new_tokens
+        self.draws = torch.empty(0, width, device=self.place.device)
+        self.tokens = torch.empty(0, width, dtype=torch.long, device=self.place.device)
+        self.logprobs = torch.empty(0, width, device=self.place.device)
+        self.results: dict[int, Sampled] = {}
+
+    def admit(self, rows: list[int], slots: list[int], prompts: list[list[int]]) -> list[int]:
+        """Read the prompts of new rows and sample their first token; returns slots freed."""
+        groups: list[tuple[list[int], list[int]]] = []
+        for row, slot in zip(rows, slots, strict=True):
+            if groups and groups[-1][0] == prompts[row]:
+                groups[-1][1].append(slot)
+            else:
+                groups.append((prompts[row], [slot]))
+        hidden = self.decoder.prefill([prompt for prompt, _ in groups], [own for _, own in groups])
+        sizes = torch.tensor([len(own) for _, own in groups], device=hidden.device)
+        device, width = self.place.device, self.sampling.max_new_tokens
+        new = len(rows)
+
+        def joined(old: Tensor, more: list[int]) -> Tensor:
+            return torch.cat([old, torch.tensor(more, device=device)])
+
+        def longer(old: Tensor) -> Tensor:
+            return torch.cat([old, old.new_zeros(new, width)])
+
+        self.row, self.slot = joined(self.row, rows), joined(self.slot, slots)
+        self.position = joined(self.position, [len(prompts[row]) - 1 for row in rows])
+        self.token, self.count = joined(self.token, [0] * new), joined(self.count, [0] * new)
+        draws = uniforms(*self.key, rows, width).to(device)
+        self.draws = torch.cat([self.draws, draws])
+        self.tokens, self.logprobs = longer(self.tokens), longer(self.logprobs)
+        freed = self._sample(hidden.repeat_interleave(sizes, 0), len(self.row) - new)
+        self._keep(self.slot.argsort())  # decoders may count on the order of slots
+        return freed
+
+    def advance(self) -> list[int]:
+        """Read the newest token of every row and sample the next; returns slots freed."""
+        return self._sample(self.decoder.step(self.token, self.slot, self.position), 0)
+
+    def _sample(self, hidden: Float[Tensor, "B D"], first: int) -> list[int]:
+        """Sample a token for the rows from `first` on; those that have ended leave."""
+        here = torch.arange(first, len(self.row), device=self.row.device)
+        count = self.count[first:]
+        token, logprob = sample(
+            self.logits(hidden), self.draws[here, count], temperature=self.sampling.temperature
         )
-        results.update(zip(rows, chunk, strict=True))
-        on_rows(len(rows))
-    return [results[i] for i in range(len(prompts))]
-
-
-def _decode(
-    language_model: LanguageModel,
-    prompts: list[list[int]],
-    draws: Tensor,
-    stops: frozenset[int],
-    temperature: float,
-) -> list[Sampled]:
-    """Decode a left-padded batch until every row has ended; ended rows leave the batch."""
-    device = language_model.place.device
-    rows, model_input = _first_input(language_model, prompts)
-    draws, stop_ids = draws.to(device), torch.tensor(sorted(stops), device=device)
-    result = _Result.empty(draws.shape, device)
-    running = torch.ones_like(rows, dtype=torch.bool)
-    with language_model.place.autocast():
-        for t in range(draws.shape[1]):
-            hidden = language_model.model.base_model(**model_input).last_hidden_state[:, -1]
-            logits = language_model.head(hidden)
-            token, logprob = sample(logits, draws[rows, t], temperature=temperature)
-            ended = running & torch.isin(token, stop_ids)
-            result.write(t, rows, token, logprob, ended)
-            running = running & ~ended
-            count = int(running.sum())
-            if count == 0:
-                break
-            if count < KEEP_SHARE * len(running):
-                rows, token = rows[running], token[running]
-                model_input = _keep(model_input, running)
-                running = running[running]
-            model_input = _next_input(model_input, token)
-    return result.as_samples()
-
-
-class _Result(NamedTuple):
-    """What has been sampled so far; one row a prompt."""
-
-    tokens: Tensor
-    logprobs: Tensor
-    lengths: Tensor
-    finished: Tensor
-
-    @classmethod
-    def empty(cls, shape: torch.Size, device: torch.device) -> "_Result":
-        lengths = torch.full(shape[:1], shape[1], device=device)
-        tokens = torch.zeros(shape, dtype=torch.long, device=device)
-        return cls(tokens, torch.zeros(shape, device=device), lengths, lengths < 0)
-
-    def write(self, t: int, rows: Tensor, token: Tensor, logprob: Tensor, ended: Tensor) -> None:
-        self.tokens[rows, t], self.logprobs[rows, t] = token, logprob
-        self.lengths[rows[ended]] = t + 1
-        self.finished[rows[ended]] = True
-
-    def as_samples(self) -> list[Sampled]:
-        return [
-            Sampled(tokens[:n].tolist(), logprobs[:n].tolist(), bool(finished))
-            for tokens, logprobs, n, finished in zip(
-                self.tokens, self.logprobs, self.lengths.tolist(), self.finished, strict=True
+        self.tokens[here, count], self.logprobs[here, count] = token, logprob
+        self.token[first:] = token
+        self.count[first:] += 1
+        self.position[first:] += 1
+        stopped = torch.isin(token, self.stops)
+        ended = stopped | (self.count[first:] == self.sampling.max_new_tokens)
+        if not ended.any():
+            return []
+        freed: list[int] = []
+        for i in (ended.nonzero().flatten() + first).tolist():
+            length = int(self.count[i])
+            self.results[int(self.row[i])] = Sampled(
+                self.tokens[i, :length].tolist(),
+                self.logprobs[i, :length].tolist(),
+                bool(stopped[i - first]),
             )
-        ]
+            freed.append(int(self.slot[i]))
+        running = torch.ones_like(self.row, dtype=torch.bool)
+        running[first:] = ~ended
+        self._keep(running)
+        return freed
+
+    def _keep(self, which: Tensor) -> None:
+        """Select rows, by a mask or by their indices."""
+        for name in ("row", "slot", "position", "token", "count", "draws", "tokens", "logprobs"):
+            setattr(self, name, getattr(self, name)[which])
 
 
-def _first_input(
-    language_model: LanguageModel, prompts: list[list[int]]
-) -> tuple[Tensor, dict[str, Any]]:
-    """Row numbers, and the left-padded prompts with an empty cache."""
-    batch = pad([Row(ids, len(ids)) for ids in prompts], side="left")
-    batch = batch.to(language_model.place.device)
-    model_input = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-        "past_key_values": DynamicCache(config=language_model.model.config),
-        "use_cache": True,
-    }
-    return torch.arange(len(prompts), device=batch.input_ids.device), model_input
-
-
-def _keep(model_input: dict[str, Any], running: Tensor) -> dict[str, Any]:
-    """The same input with the running rows only."""
-    model_input["past_key_values"].batch_select_indices(running)
-    kept = {name: model_input[name][running] for name in ("attention_mask", "position_ids")}
-    return {**model_input, **kept}
-
-
-def _next_input(model_input: dict[str, Any], token: Tensor) -> dict[str, Any]:
-    """The input of the next step: the sampled tokens, one position further."""
-    mask = model_input["attention_mask"]
-    return {
-        **model_input,
-        "input_ids": token[:, None],
-        "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1),
-        "position_ids": model_input["position_ids"][:, -1:] + 1,
-    }
+def head_for(language_model: LanguageModel) -> Callable[[Tensor], Tensor]:
+    """The head, made ready for many products."""
+    weight = language_model.head_weight
+    if weight is None or not head.available(weight):
+        return language_model.head
+    return head.Head(weight, language_model.place.dtype).logits

@@ -38,7 +38,7 @@ static inline bf16 to_bf16(float x) {
 }
 
 /* exp(x) to 2 units in the last place, in a form that compilers vectorize (Cephes' polynomial).
-   Below -87 the result is about 1e-38, above 88 about 1e38. NaN stays NaN. */
+   Below -87 the result is 0, above 88 about 1e38. NaN stays NaN. */
 static inline float exp_(float x) {
     float clipped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(clipped * 1.44269504f);
@@ -50,7 +50,8 @@ static inline float exp_(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * as_float((uint32_t)((int32_t)n + 127) << 23);
+    p *= as_float((uint32_t)((int32_t)n + 127) << 23);
+    return x < -87.0f ? 0.0f : p;
 }
 
 /* Aligned, because the order in which vectorized loops add up may depend on the address. */
@@ -242,7 +243,7 @@ void sample(long rows, long vocabulary, const float *logits, const float *unifor
         long v = b * 256, end = v + 256 < vocabulary ? v + 256 : vocabulary, last = v;
         for (; v < end; v++) {
             float p = exp_((z[v] - top) * inverse);
-            if (p > 1e-37f) last = v; /* rounding must not step past the last possible token */
+            if (p > 0) last = v; /* rounding must not step past the last possible token */
             if (left < p) break;
             left -= p;
         }

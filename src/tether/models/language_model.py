@@ -228,7 +228,7 @@ def hidden_states(
     if lean:
         sequences = llama.Sequences.of(batch, where)
         if int(sequences.offsets.diff().max()) <= lean.window:
-            return llama.hidden_states(lean, sequences, place.dtype)
+            return llama.hidden_states(lean, sequences, llama.layers(lean, place.dtype))
     with place.autocast():
         hidden = model.base_model(
             input_ids=batch.input_ids,

@@ -7,7 +7,7 @@ transformers' own forward.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -79,55 +79,126 @@ def lean(model: PreTrainedModel) -> Llama | None:
     return _agreeing[model]
 
 
-def hidden_states(llama: Llama, sequences: Sequences, dtype: torch.dtype) -> Float[Tensor, "M D"]:
-    """Last hidden states of the wanted tokens, float32; matrix products in `dtype`."""
+class Affine(NamedTuple):
+    """A linear layer's weight and bias, in the precision of the product."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N W"]:
+        """The layer's output."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Layer(NamedTuple):
+    """The weights of one layer: norms in float32, products in the precision asked for."""
+
+    input_norm: Tensor
+    qkv: Affine
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    rotated: bool
+    out: Affine
+    mlp_norm: Tensor
+    gate_up: Affine
+    down: Affine
+
+
+def layers(llama: Llama, dtype: torch.dtype) -> Iterator[Layer]:
+    """The layers, one at a time, so that weights in another precision live no longer than needed.
+
+    Gradients flow through to the model's own weights.
+    """
+    for layer in llama.base.layers:
+        part, mlp = layer.self_attn, layer.mlp
+        normed = hasattr(part, "q_norm")  # Qwen3 and others norm each query and key head
+        yield Layer(
+            layer.input_layernorm.weight,
+            _affine(dtype, part.q_proj, part.k_proj, part.v_proj),
+            part.q_norm.weight if normed else None,
+            part.k_norm.weight if normed else None,
+            bool(getattr(part, "use_rope", True)),
+            _affine(dtype, part.o_proj),
+            layer.post_attention_layernorm.weight,
+            _affine(dtype, mlp.gate_proj, mlp.up_proj),
+            _affine(dtype, mlp.down_proj),
+        )
+
+
+def hidden_states(
+    llama: Llama,
+    sequences: Sequences,
+    weights: Iterable[Layer],
+    keep: Callable[[int, Layer, Tensor], None] | None = None,
+) -> Float[Tensor, "M D"]:
+    """Last hidden states of the wanted tokens, float32.
+
+    Args:
+        llama: The model.
+        sequences: Its input.
+        weights: `layers(llama, dtype)`; `dtype` is the precision of the products.
+        keep: Told each layer's number and its queries, keys and values, for a cache.
+    """
     offsets = sequences.offsets
     rotary = llama.rotary_to(int(offsets.diff().max()))
     x, delta = llama.base.embed_tokens(sequences.ids), None
-    for number, layer in enumerate(llama.base.layers):
-        x, normed = add_norm(x, delta, layer.input_layernorm.weight, llama.eps, dtype)
-        attended = attention(
-            queries_keys_values(layer.self_attn, normed, llama),
-            offsets,
-            rotary if getattr(layer.self_attn, "use_rope", True) else None,
-            llama.heads,
-        )
+    for number, layer in enumerate(weights):
+        x, qkv = before_attention(layer, x, delta, llama)
+        if keep:
+            keep(number, layer, qkv)
+        attended = attention(qkv, offsets, rotary if layer.rotated else None, llama.heads)
         if number == len(llama.base.layers) - 1:
             x, attended = x[sequences.wanted], attended[sequences.wanted]
-        delta = linear(attended, [layer.self_attn.o_proj])
-        x, normed = add_norm(x, delta, layer.post_attention_layernorm.weight, llama.eps, dtype)
-        both = linear(normed, [layer.mlp.gate_proj, layer.mlp.up_proj])
-        delta = linear(swiglu(both), [layer.mlp.down_proj])
+        x, delta = after_attention(layer, x, attended, llama)
     assert delta is not None
-    return add_norm(x, delta.float(), llama.base.norm.weight, llama.eps, torch.float32)[1]
+    return last_norm(x, delta, llama)
 
 
-def queries_keys_values(part: Any, x: Float[Tensor, "N D"], llama: Llama) -> Float[Tensor, "N W"]:
-    """Queries, keys and values side by side; Qwen3 and others norm each query and key head."""
-    qkv = linear(x, [part.q_proj, part.k_proj, part.v_proj])
-    if not hasattr(part, "q_norm"):
-        return qkv
+def before_attention(
+    layer: Layer, x: Float[Tensor, "N D"], delta: Float[Tensor, "N D"] | None, llama: Llama
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N W"]]:
+    """Residual stream, and queries, keys and values side by side."""
+    x, normed = add_norm(x, delta, layer.input_norm, llama.eps, layer.qkv.weight.dtype)
+    qkv = layer.qkv(normed)
+    if layer.query_norm is None or layer.key_norm is None:
+        return x, qkv
     heads = llama.heads
     q, k, v = qkv.unflatten(-1, (-1, heads.size)).split([heads.query, heads.key, heads.key], 1)
     q, k = (
-        add_norm(each.flatten(0, 1).float(), None, norm.weight, llama.eps, x.dtype)[1].view_as(each)
-        for each, norm in ((q, part.q_norm), (k, part.k_norm))
+        add_norm(each.flatten(0, 1).float(), None, norm, llama.eps, qkv.dtype)[1].view(each.shape)
+        for each, norm in ((q, layer.query_norm), (k, layer.key_norm))
     )
-    return torch.cat([q, k, v], 1).flatten(1)
+    return x, torch.cat([q, k, v], 1).flatten(1)
 
 
-def linear(x: Float[Tensor, "N D"], parts: Sequence[nn.Linear]) -> Float[Tensor, "N W"]:
-    """Several linear layers of one input as one product, in the precision of the input."""
-    weights = [part.weight.to(x.dtype) for part in parts]
+def after_attention(
+    layer: Layer, x: Float[Tensor, "N D"], attended: Float[Tensor, "N O"], llama: Llama
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+    """Residual stream without the layer's last addition, and that addition."""
+    dtype = layer.qkv.weight.dtype
+    x, normed = add_norm(x, layer.out(attended), layer.mlp_norm, llama.eps, dtype)
+    return x, layer.down(swiglu(layer.gate_up(normed)))
+
+
+def last_norm(
+    x: Float[Tensor, "N D"], delta: Float[Tensor, "N D"], llama: Llama
+) -> Float[Tensor, "N D"]:
+    """Last hidden states in float32."""
+    return add_norm(x, delta.float(), llama.base.norm.weight, llama.eps, torch.float32)[1]
+
+
+def _affine(dtype: torch.dtype, *parts: nn.Linear) -> Affine:
+    """Several linear layers of one input as one."""
+    weights = [part.weight.to(dtype) for part in parts]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     biases = [part.bias for part in parts]
-    bias = None
-    if any(each is not None for each in biases):
-        filled = [
-            torch.zeros(len(weight), device=x.device) if each is None else each
-            for each, weight in zip(biases, weights, strict=True)
-        ]
-        bias = torch.cat(filled).to(x.dtype)
-    return F.linear(x, weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+    if all(bias is None for bias in biases):
+        return Affine(weight, None)
+    filled = [
+        weight.new_zeros(part.out_features) if part.bias is None else part.bias.to(dtype)
+        for part in parts
+    ]
+    return Affine(weight, torch.cat(filled))
 
 
 def _plain(base: Any) -> bool:
@@ -188,8 +259,7 @@ def _agrees(model: PreTrainedModel, llama: Llama) -> bool:
     if 2 * llama.rotary.cos.shape[-1] != llama.heads.size:
         return False
     offsets = torch.tensor([0, len(ids)], device=device)
-    ours = hidden_states(
-        llama, Sequences(ids, offsets, torch.arange(7, device=device)), torch.float32
-    )
+    sequences = Sequences(ids, offsets, torch.arange(7, device=device))
+    ours = hidden_states(llama, sequences, layers(llama, torch.float32))
     theirs = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
     return bool((ours - theirs).abs().max() <= TOLERANCE * max(1.0, float(theirs.abs().max())))

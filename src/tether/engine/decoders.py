@@ -1,0 +1,111 @@
+"""What runs the model inside the decode loop: prompts into a cache, then a token at a time.
+
+A decoder owns `slots` places, each with room for one sequence. `prefill` fills some of them,
+`step` moves some of them one token on. `LlamaDecoder` serves models that the lean forward knows,
+those in `transformers_decoders` any other.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tether.engine.transformers_decoders import SlotDecoder, StepDecoder, slots_serve
+from tether.kernels.cache import Cache
+from tether.models import llama
+from tether.models.language_model import LanguageModel
+
+PREFILL_TOKENS = 8192  # prompt tokens a forward pass, so that activations stay small
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A model with room for some sequences."""
+
+    refills: bool
+    """Whether freed slots can be filled while others still run"""
+
+    def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
+        """Read P prompts, each into one slot or several; returns their last hidden states."""
+        ...
+
+    def step(
+        self, token: Int[Tensor, " B"], slot: Int[Tensor, " B"], position: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """Read one more token a slot, at its position; returns the last hidden states.
+
+        Slots come in rising order.
+        """
+        ...
+
+
+def decoder_for(language_model: LanguageModel, slots: int, room: int) -> Decoder:
+    """The fastest decoder that serves a model, with `slots` places of `room` tokens."""
+    lean = llama.lean(language_model.model)
+    if lean and room <= lean.window:
+        return LlamaDecoder(language_model, lean, slots, room)
+    if slots_serve(language_model.model, room):
+        return SlotDecoder(language_model, slots, room)
+    return StepDecoder(language_model)
+
+
+class LlamaDecoder:
+    """The lean forward over a cache that is allocated once."""
+
+    refills = True
+
+    def __init__(
+        self, language_model: LanguageModel, lean: llama.Llama, slots: int, room: int
+    ) -> None:
+        device, dtype = language_model.place.device, language_model.place.dtype
+        self.llama, self.device = lean, device
+        self.layers = list(llama.layers(lean, dtype))
+        self.rotary = lean.rotary_to(room)
+        self.caches = [Cache.empty(slots, room, lean.heads, dtype, device) for _ in self.layers]
+
+    def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
+        """Read the prompts side by side, without padding."""
+        results: list[Tensor] = []
+        start = 0
+        while start < len(prompts):
+            stop, tokens = start + 1, len(prompts[start])
+            while stop < len(prompts) and tokens + len(prompts[stop]) <= PREFILL_TOKENS:
+                tokens += len(prompts[stop])
+                stop += 1
+            results.append(self._prefill(prompts[start:stop], [s[0] for s in slots[start:stop]]))
+            start = stop
+        for prompt, (first, *others) in zip(prompts, slots, strict=True):
+            if others:
+                for cache in self.caches:
+                    cache.copy(first, others, len(prompt))
+        return torch.cat(results)
+
+    def _prefill(self, prompts: list[list[int]], slots: list[int]) -> Tensor:
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = torch.tensor([i for prompt in prompts for i in prompt], device=self.device)
+        ends = lengths.cumsum(0)
+        slot = torch.tensor(slots, device=self.device).repeat_interleave(lengths)
+        position = torch.arange(len(ids), device=self.device)
+        position -= (ends - lengths).repeat_interleave(lengths)
+
+        def keep(number: int, layer: llama.Layer, qkv: Tensor) -> None:
+            rotary = self.rotary if layer.rotated else None
+            self.caches[number].write(qkv, slot, position, rotary, self.llama.heads)
+
+        offsets = torch.nn.functional.pad(ends, (1, 0))
+        sequences = llama.Sequences(ids, offsets, ends - 1)
+        return llama.hidden_states(self.llama, sequences, self.layers, keep)
+
+    def step(self, token: Tensor, slot: Tensor, position: Tensor) -> Tensor:
+        """One token a slot through all layers."""
+        seen = int(position.max()) + 1
+        x, delta = self.llama.base.embed_tokens(token), None
+        for layer, cache in zip(self.layers, self.caches, strict=True):
+            x, qkv = llama.before_attention(layer, x, delta, self.llama)
+            rotary = self.rotary if layer.rotated else None
+            cache.write(qkv, slot, position, rotary, self.llama.heads)
+            attended = cache.attention(qkv, slot, position, rotary, self.llama.heads, seen=seen)
+            x, delta = llama.after_attention(layer, x, attended, self.llama)
+        assert delta is not None
+        return llama.last_norm(x, delta, self.llama)
