@@ -20,6 +20,8 @@ Start here
   tether demo [--seed N] [--out DIR]     the whole loop on a small world of its own, with a report
   tether run RECIPE.toml [--out DIR] [--stage.setting value …]
                                          stages in order; run it again to resume or skip
+  tether plan RECIPE.toml [--out DIR] [--stage.setting value …]
+                                         memory and batches of its stages, before anything runs
 
 One stage at a time (each explains its settings with --help)
   tether sft       --model DIR --data FILE --out DIR       supervised fine-tuning
@@ -102,6 +104,16 @@ def run(arguments: list[str]) -> None:
     recipe, rest = Path(arguments[0]), arguments[1:]
     out = _option(rest, "--out", str(Path("runs") / recipe.stem))
     _run(recipe, out, rest, f"tether run {recipe}")
+
+
+def plan(arguments: list[str]) -> None:
+    """What a recipe of the user's would hold in memory."""
+    if not arguments or arguments[0].startswith("-") or _asks_help(arguments):
+        raise ConfigError("plan needs a recipe: tether plan RECIPE.toml [--stage.setting value …]")
+    from tether.plan import plan
+
+    rest = arguments[1:]
+    plan(arguments[0], _option(rest, "--out", ""), tuple(rest))
 
 
 def _run(recipe: Path, out: str, overrides: list[str], command: str) -> None:
@@ -242,6 +254,7 @@ def _named(word: str) -> tuple[str, str]:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "run": run,
+    "plan": plan,
     **{kind: stage(kind) for kind in ("sft", "reward", "ppo", "generate", "score", "evaluate")},
     "feedback simulate": stage("simulate"),
     "report": report,

@@ -9,6 +9,7 @@ import ctypes
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from tether.kernels.build import library
 from tether.kernels.layers import at, long
 
 PANEL = 64  # rows of the weight that are packed together
+ROWS = 64  # bfloat16 products are of a multiple of so many rows
 PIECE = 1 << 22  # logits computed at a time; 16 MiB
 
 
@@ -125,9 +127,11 @@ class _Logprobs(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, min(start + chunk, len(hidden)))
             grad = _logits_gradient(ctx, part, up, dtype)
-            grad_hidden[part] = grad @ matrix
+            count = part.stop - part.start
+            grad_hidden[part] = (grad @ matrix)[:count]
             if ctx.needs_input_grad[1]:
-                more = (grad.t() @ hidden[part].to(dtype)).float()
+                inner = F.pad(hidden[part].to(dtype), (0, 0, 0, len(grad) - count))
+                more = (grad.t() @ inner).float()
                 grad_weight = more if grad_weight is None else grad_weight.add_(more)
         ctx.kept.clear()
         return grad_hidden, grad_weight, None, None, None, None, None
@@ -136,10 +140,15 @@ class _Logprobs(torch.autograd.Function):
 def _logits_gradient(
     ctx: Any, part: slice, up: tuple[Tensor | None, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Gradient of some rows of logits, from those of their log-probs and entropies."""
+    """Gradient of some rows of logits, from those of their log-probs and entropies.
+
+    Rows of zeros follow up to a multiple of ROWS: oneDNN compiles a kernel for each new shape.
+    """
     hidden, weight, token_ids, lse, entropies = ctx.saved_tensors
     name = "logits_gradient_bf16" if dtype == torch.bfloat16 else "logits_gradient_float"
-    grad = torch.empty(part.stop - part.start, len(weight), dtype=dtype)
+    count = part.stop - part.start
+    grad = torch.empty(count + -count % ROWS, len(weight), dtype=dtype)
+    grad[count:] = 0
     none = torch.zeros_like(lse)
     for number, rows in enumerate(_pieces(part.start, part.stop, len(weight))):
         logits = ctx.kept[number] if ctx.kept else ctx.head.logits(hidden[rows])

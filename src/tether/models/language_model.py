@@ -228,7 +228,10 @@ def hidden_states(
     if lean:
         sequences = llama.Sequences.of(batch, where)
         if int(sequences.offsets.diff().max()) <= lean.window:
-            return llama.hidden_states(lean, sequences, llama.layers(lean, place.dtype))
+            count = len(sequences.wanted)
+            if place.dtype == torch.bfloat16:
+                sequences = sequences.filled(llama.ROWS)
+            return llama.hidden_states(lean, sequences, llama.layers(lean, place.dtype))[:count]
     with place.autocast():
         hidden = model.base_model(
             input_ids=batch.input_ids,

@@ -22,6 +22,7 @@ from tether.kernels.layers import Heads, Rotary, add_norm, attention, swiglu
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # tables that do not depend on the length
+ROWS = 64  # bfloat16 products are of a multiple of so many rows
 TOLERANCE = 1e-4  # on hidden states of size 1, in float32
 
 
@@ -60,6 +61,17 @@ class Sequences(NamedTuple):
         real = ends.flip(1).cumsum(1).flip(1) > 0
         offsets = F.pad(ends[real].nonzero().flatten() + 1, (1, 0))
         return cls(batch.input_ids[real], offsets, where[real].nonzero().flatten())
+
+    def filled(self, multiple: int) -> "Sequences":
+        """With tokens that nothing looks at, up to a multiple of rows, and of wanted ones.
+
+        oneDNN compiles a kernel for each new shape, at some milliseconds, and keeps it.
+        """
+        rows, wanted = -len(self.ids) % multiple, -len(self.wanted) % multiple
+        ids, offsets = F.pad(self.ids, (0, rows)), self.offsets
+        if rows:
+            offsets = torch.cat([offsets, offsets.new_tensor([len(ids)])])
+        return Sequences(ids, offsets, F.pad(self.wanted, (0, wanted)))
 
 
 _agreeing: "weakref.WeakKeyDictionary[PreTrainedModel, Llama | None]" = weakref.WeakKeyDictionary()

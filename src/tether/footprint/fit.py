@@ -1,0 +1,169 @@
+"""Footprints of training on a file: `sft` and `reward`.
+
+The batch is the fullest of those that the run will draw, where its data is there already.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+from tether.config import FitConfig, GenerateConfig, RewardModelConfig, SFTConfig
+from tether.core.preference_losses import bradley_terry
+from tether.data import formats
+from tether.data.batches import Row, split_by_prompt, step_indices
+from tether.footprint.models import dry_run, language_model, reward_model
+from tether.footprint.parts import (
+    BATCHES_LOOKED_AT,
+    DEVICE_BATCHES,
+    Batches,
+    Footprint,
+    phases_of,
+)
+from tether.models.chat import encode_prompt
+from tether.models.language_model import LanguageModel, max_positions
+from tether.models.scalar_head import RewardModel
+from tether.records import Text
+from tether.train import reward, sft
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Examples of a fit: the tokens of each, and whether they are the real ones."""
+
+    config: FitConfig
+    tokens: list[int]
+    known: bool
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps, as `loop.fit` counts them."""
+        passes = self.config.epochs * len(self.tokens) / self.config.batch_size
+        return self.config.max_steps or (math.ceil(passes) if self.known else None)
+
+    def fullest(self) -> list[int]:
+        """The batch whose first forward pass has the most tokens."""
+        config, num = self.config, len(self.tokens)
+        steps = range(min(self.steps or 1, BATCHES_LOOKED_AT))
+        batches = (step_indices(num, config.batch_size, config.seed, step) for step in steps)
+        first = config.device_batch_size or None
+        return max(
+            batches,
+            key=lambda batch: sum(sorted((self.tokens[i] for i in batch), reverse=True)[:first]),
+        )
+
+    def batches(self, rows: int) -> Batches:
+        """The batch table; `rows` are those of one optimizer batch."""
+        samples = self.steps * self.config.batch_size if self.steps else None
+        tokens = None
+        if samples and self.known:
+            tokens = round(samples * sum(self.tokens) / len(self.tokens))
+        return Batches(
+            device=min(self.config.device_batch_size or rows, rows),
+            optimizer=self.config.batch_size,
+            steps=self.steps,
+            samples=samples,
+            tokens=tokens,
+        )
+
+
+def of_sft(config: SFTConfig, *, known: bool) -> Footprint:
+    """Supervised fine-tuning; `known` = its data is there already."""
+    with dry_run(config.model, config.compute) as (dry, place):
+        model = language_model(config.model, place, trainable=True)
+        dry.adopt(model.model)
+        limit = longest_row(config, model.max_positions)
+        train, held = [(Row([0] * limit, 1), 1.0)] * config.batch_size, []
+        if known:
+            train, held = _demonstrations(config, model)
+        fit = Fit(config, [len(row.ids) for row, _ in train], known)
+        batch = [train[i] for i in fit.fullest()]
+        longest = sorted(held, key=lambda row: -len(row.ids))[: sft.ROWS_PER_EVALUATION_BATCH]
+        with dry.phase() as evaluation:
+            sft.held_out_loss(model, longest)
+        with dry.phase() as training:
+            parts = sft.losses(model, batch, config.device_batch_size)
+            for loss in islice(parts, DEVICE_BATCHES):
+                loss.backward()
+        phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
+    notes = [] if known else [_unseen_rows(limit)]
+    return Footprint(phases, fit.batches(config.batch_size), notes)
+
+
+def _demonstrations(
+    config: SFTConfig, model: LanguageModel
+) -> tuple[list[tuple[Row, float]], list[Row]]:
+    """Rows to train on with their weights, and rows held out, parted as `train_sft` parts them."""
+    records = formats.read_demonstrations(config.data)
+    rows, _ = sft.tokenize(model, records, config.max_length, config.data)
+    pairs = [(row, record) for row, record in zip(rows, records, strict=True) if row]
+    keys = [str(record.prompt or record.completion) for _, record in pairs]
+    train, held = split_by_prompt(keys, config.held_out, config.seed)
+    return [(pairs[i][0], pairs[i][1].weight) for i in train], [pairs[i][0] for i in held]
+
+
+def of_reward(
+    config: RewardModelConfig, *, known: bool, answers: GenerateConfig | None = None
+) -> Footprint:
+    """A reward model.
+
+    Args:
+        config: The stage's settings.
+        known: Its data is there already.
+        answers: If it is not: the stage whose completions are to be ranked.
+    """
+    with dry_run(config.model, config.compute) as (dry, place):
+        model = reward_model(config.model, place, trainable=True)
+        dry.adopt(model.model)
+        groups, notes = _comparisons(config, model, known, answers)
+        counted = known or answers is not None
+        share = config.held_out if counted else 0.0
+        train, held = split_by_prompt([str(group.prompt) for group in groups], share, config.seed)
+        tokens = [sum(len(row.ids) for row in groups[i].rows) for i in train]
+        fit = Fit(config, tokens, counted)
+        batch = [groups[train[i]] for i in fit.fullest()]
+        with dry.phase() as evaluation:
+            reward.held_out(model, [groups[i] for i in held[: reward.GROUPS_PER_EVALUATION_BATCH]])
+        with dry.phase() as training:
+            for part in reward.chunks(batch, config.device_batch_size)[:DEVICE_BATCHES]:
+                scores, found, labels = reward.score_pairs(model, part)
+                winner, loser = scores[found[:, 0]], scores[found[:, 1]]
+                bradley_terry(winner, loser, **labels, num_pairs=1).loss.backward()
+        phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
+    return Footprint(phases, fit.batches(sum(len(group.rows) for group in batch)), notes)
+
+
+def _comparisons(
+    config: RewardModelConfig, model: RewardModel, known: bool, answers: GenerateConfig | None
+) -> tuple[list[reward.Comparisons], list[str]]:
+    """Comparisons as they are, or as they are expected, and what was assumed for them."""
+    if known:
+        groups = reward.group(formats.read_comparisons(config.data))
+        return reward.tokenize(model, groups, config.max_length, config.data)[0], []
+    limit = longest_row(config, max_positions(model.model.config))
+    if answers is None:
+        return [_group("", limit, 2)] * config.batch_size, [_unseen_rows(limit)]
+    groups = []
+    for record in formats.read_prompts(answers.prompts):
+        # A completion that was cut at the length limit is closed with an end token here.
+        length = len(encode_prompt(model.tokenizer, record.prompt)) + 1
+        length += answers.sampling.max_new_tokens
+        groups.append(_group(record.prompt, min(length, limit), answers.num))
+    return groups, ["its data is not there yet: completions are taken to reach the length limit"]
+
+
+def _group(prompt: Text, length: int, num: int) -> reward.Comparisons:
+    """Completions of one prompt, each `length` tokens with it."""
+    rows = [Row([0] * length, 1)] * num
+    return reward.Comparisons(prompt, [""] * num, [reward.Pair(0, num - 1)], rows)
+
+
+def longest_row(config: FitConfig, positions: int) -> int:
+    """The longest row that the settings allow, in tokens."""
+    return min(config.max_length or positions, positions)
+
+
+def _unseen_rows(limit: int) -> str:
+    return (
+        f"its data is not there yet: every row is taken to have {limit} tokens "
+        "(max_length, or the model's positions)"
+    )

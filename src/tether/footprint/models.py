@@ -1,0 +1,53 @@
+"""Models without weights, and the dry run that they live in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tether.footprint.dry_run import DryRun, idle_kernels
+from tether.models.language_model import (
+    Device,
+    LanguageModel,
+    load_config,
+    load_tokenizer,
+    pick_device,
+)
+from tether.models.scalar_head import Centering, RewardModel, scalar_head
+from tether.sections import ComputeConfig
+
+NEVER_ENDS = frozenset([-1])  # no token of a dry run ends a completion
+
+
+@contextmanager
+def dry_run(path: str, compute: ComputeConfig) -> Iterator[tuple[DryRun, Device]]:
+    """A dry run around the model at `path`, and the place for all models in it.
+
+    Shapes live on the CPU, also those of what will run on a GPU, where C kernels are absent.
+    """
+    place = pick_device(compute)
+    dry = DryRun(load_config(path).get_text_config().vocab_size)
+    with idle_kernels(absent=place.device.type != "cpu"), dry:
+        yield dry, place._replace(device=torch.device("cpu"))
+
+
+def language_model(path: str, place: Device, *, trainable: bool = False) -> LanguageModel:
+    """The language model at `path` without its weights."""
+    model = AutoModelForCausalLM.from_config(
+        load_config(path), dtype=torch.float32, attn_implementation=place.attention
+    )
+    model.eval().requires_grad_(trainable)  # dropout is 0 in training, too
+    return LanguageModel(model, load_tokenizer(path), NEVER_ENDS, place)
+
+
+def reward_model(path: str, place: Device, *, trainable: bool = False) -> RewardModel:
+    """The reward model at `path`, or one on the backbone of the language model there."""
+    config = load_config(path)
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(
+        config, dtype=torch.float32, attn_implementation=place.attention
+    )
+    model.eval().requires_grad_(trainable)
+    tokenizer = load_tokenizer(path)
+    return RewardModel(model, scalar_head(model), place, tokenizer, Centering(0.0, 1.0))

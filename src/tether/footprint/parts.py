@@ -1,0 +1,65 @@
+"""The footprint of a stage: bytes by phase and part, and how it cuts its work into batches."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+BATCHES_LOOKED_AT = 200  # the fullest of a run's first so many batches is taken
+DEVICE_BATCHES = 2  # the first is the largest; the second has gradients beside it
+
+
+class Phase(NamedTuple):
+    """Bytes that a phase of a stage holds at its peak, by part."""
+
+    name: str
+    parts: Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batches:
+    """How a stage cuts its work; None = does not apply, or cannot be known yet.
+
+    `device` is in rows, the rest in examples: rows of sft, prompts of reward, completions of ppo
+    and generate. `samples` and `tokens` are those of the whole stage; with `tokens_at_most`,
+    completions that end early make them fewer.
+    """
+
+    device: int
+    rollout: int | None = None
+    optimizer: int | None = None
+    steps_per_rollout: int | None = None
+    steps: int | None = None
+    samples: int | None = None
+    tokens: int | None = None
+    tokens_at_most: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory and batches of one stage, and what had to be assumed for them."""
+
+    phases: list[Phase]
+    batches: Batches
+    notes: list[str]
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that holds most."""
+        return max(self.phases, key=lambda phase: phase.parts.total())
+
+
+def phases_of(parameters: Iterable[nn.Parameter], **measured: Counter[str]) -> list[Phase]:
+    """Measured phases of training with AdamW's moments beside them, and the optimizer step.
+
+    Args:
+        parameters: What is trained.
+        measured: Bytes by part of each phase; one of them is "train".
+    """
+    size = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    moments = Counter({"optimizer": 2 * size})
+    update = Counter({"weights": measured["train"]["weights"], "gradients": size})
+    phases = [Phase(name, parts + moments) for name, parts in measured.items()]
+    return [*phases, Phase("update", update + moments)]

@@ -1,0 +1,219 @@
+"""Footprints of what samples: `generate` and `ppo`.
+
+Completions are taken to reach the length limit, `sampling.max_new_tokens`.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from tether.config import GenerateConfig, PPOConfig
+from tether.data import formats
+from tether.data.batches import Row, device_batches, lengths_mask, step_indices
+from tether.data.rollout import Rollout, Scored
+from tether.engine.decode import check_lengths, generate_tokens
+from tether.footprint.dry_run import DryRun
+from tether.footprint.models import dry_run, language_model, reward_model
+from tether.footprint.parts import (
+    BATCHES_LOOKED_AT,
+    DEVICE_BATCHES,
+    Batches,
+    Footprint,
+    Phase,
+    phases_of,
+)
+from tether.functions import is_function
+from tether.models.chat import encode_prompt
+from tether.models.language_model import Device, LanguageModel
+from tether.models.scalar_head import (
+    RewardModel,
+    ScalarModel,
+    value_model_from_backbone,
+    value_model_from_reward,
+)
+from tether.records import Text
+from tether.rewards.load import Reward, RewardFunction
+from tether.rewards.reward_model import ROWS_PER_BATCH
+from tether.sections import RewardConfig, SamplingConfig
+from tether.train.improve import accumulate, trained_sets
+from tether.train.online import aim
+from tether.train.score import score
+
+FEW_TOKENS = 4  # sampled in a dry run; what the others add to the cache is known
+
+
+def of_generate(config: GenerateConfig, *, known: bool) -> Footprint:
+    """Completions of prompts; `known` = the prompts are there already."""
+    with dry_run(config.model, config.compute) as (dry, place):
+        model = language_model(config.model, place)
+        dry.adopt(model.model)
+        prompts, notes = _prompts(config.prompts, model, config.sampling, known)
+        together = config.sampling.batch_size
+        rows = [ids for ids in prompts for _ in range(config.num if known else together)]
+        parts = generation(dry, model, rows, config.sampling)
+    samples = len(rows) if known else None
+    tokens = samples * config.sampling.max_new_tokens if samples else None
+    batches = Batches(
+        device=min(together, len(rows)), samples=samples, tokens=tokens, tokens_at_most=True
+    )
+    return Footprint([Phase("generate", parts)], batches, notes)
+
+
+def _prompts(
+    path: str, model: LanguageModel, sampling: SamplingConfig, known: bool
+) -> tuple[list[list[int]], list[str]]:
+    """Token ids of the prompts, and what was assumed for them."""
+    if known:
+        ids = [encode_prompt(model.tokenizer, each.prompt) for each in formats.read_prompts(path)]
+        check_lengths(ids, model.max_positions, sampling.max_new_tokens)
+        return ids, []
+    longest = max(model.max_positions - sampling.max_new_tokens, 1)
+    note = (
+        f"its prompts are not there yet: each is taken to have {longest} tokens "
+        "(what the completion leaves of the model's positions)"
+    )
+    return [[0] * longest], [note]
+
+
+def generation(
+    dry: DryRun, model: LanguageModel, prompts: list[list[int]], sampling: SamplingConfig
+) -> Counter[str]:
+    """Bytes held while the longest prompts are decoded together.
+
+    A few tokens are sampled in the dry run; the cache is counted for all of them.
+    """
+    rows = sorted(prompts, key=len, reverse=True)[: sampling.batch_size]
+    few = replace(sampling, max_new_tokens=FEW_TOKENS, stop_token_ids=())
+    with dry.phase() as parts:
+        generate_tokens(model, rows, few, seed=0)
+    each = cache_bytes(model) * len(rows)
+    parts["activations"] = max(parts["activations"] - each * (len(rows[0]) + FEW_TOKENS), 0)
+    return parts + Counter({"KV cache": each * (len(rows[0]) + sampling.max_new_tokens)})
+
+
+def cache_bytes(model: LanguageModel) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    config = model.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * model.place.dtype.itemsize
+
+
+def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
+    """PPO; `known` = the prompts are there already."""
+    size, rows = config.batch_size // config.minibatches, config.device_batch_size
+    with dry_run(config.model, config.compute) as (dry, place):
+        roles = Roles.load(config, place)
+        dry.adopt(*roles.models)
+        prompts, notes = _prompts(config.prompts, roles.policy, config.sampling, known)
+        batch = _rollout_batch(config, prompts)
+        generating = generation(dry, roles.policy, batch, config.sampling)
+        with dry.phase() as scoring:
+            roles.score(config, batch[: max(rows, ROWS_PER_BATCH) if rows else None])
+        minibatch = batch[: min(DEVICE_BATCHES * rows or size, size)]
+        targets, _ = aim(roles.score(config, minibatch), config, config.kl.beta)
+        everything = list(range(len(minibatch)))
+        with dry.phase() as training:
+            accumulate(roles.policy, roles.value, targets, everything, config, config.kl.beta)
+        parameters = [p for part in trained_sets(roles.policy, roles.value) for p in part]
+        phases = phases_of(parameters, generate=generating, score=scoring, train=training)
+    if any(is_function(each.path) for each in config.rewards):
+        notes.append("what a reward function holds is not counted")
+    return Footprint(phases, _batches(config), notes)
+
+
+def _batches(config: PPOConfig) -> Batches:
+    size = config.batch_size // config.minibatches
+    per_rollout = config.epochs * config.minibatches
+    samples = config.steps * config.batch_size
+    return Batches(
+        device=min(config.device_batch_size or size, size),
+        rollout=config.batch_size,
+        optimizer=size,
+        steps_per_rollout=per_rollout,
+        steps=config.steps * per_rollout,
+        samples=samples,
+        tokens=samples * config.sampling.max_new_tokens,
+        tokens_at_most=True,
+    )
+
+
+def _rollout_batch(config: PPOConfig, prompts: list[list[int]]) -> list[list[int]]:
+    """The prompts of the rollout batch with the most tokens, longest first."""
+    drawn = (
+        [prompts[i] for i in step_indices(len(prompts), config.batch_size, config.seed, step)]
+        for step in range(min(config.steps, BATCHES_LOOKED_AT))
+    )
+    return sorted(max(drawn, key=lambda batch: sum(map(len, batch))), key=len, reverse=True)
+
+
+@dataclass
+class Roles:
+    """The models of a PPO run, as `online.load_roles` loads them, without their weights."""
+
+    policy: LanguageModel
+    reference: LanguageModel | None
+    rewards: list[RewardModel]
+    value: ScalarModel
+
+    @classmethod
+    def load(cls, config: PPOConfig, place: Device) -> "Roles":
+        """Each role a model of its own, as in a run."""
+        policy = language_model(config.model, place, trainable=True)
+        reference = None
+        if config.reference != "none" and (config.kl.beta or config.reference):
+            reference = language_model(config.reference or config.model, place)
+        paths = [each.path for each in config.rewards if not is_function(each.path)]
+        rewards = [reward_model(path, place) for path in paths]
+        return cls(policy, reference, rewards, _value(config, policy, paths))
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """Everything that has weights."""
+        others = [self.reference, *self.rewards, self.value]
+        return [self.policy.model, self.value.head, *(each.model for each in others if each)]
+
+    def score(self, config: PPOConfig, prompts: list[list[int]]) -> Scored:
+        """Send completions of full length through every model that scores them."""
+        new = config.sampling.max_new_tokens
+        rows = [Row(ids + [0] * new, len(ids)) for ids in prompts]
+        mask, texts = lengths_mask([new] * len(rows)), [""] * len(rows)
+        scored, _ = score(
+            Rollout(texts, texts, rows, mask, torch.zeros(mask.shape), mask[:, 0]),
+            self.policy,
+            self.reference,
+            [Reward(RewardConfig(path="dry:run"), self._reward_of(rows))],
+            self.value,
+            temperature=config.sampling.temperature,
+            missing_eos_penalty=config.missing_eos_penalty,
+            bootstrap=config.bootstrap,
+            device_batch_size=config.device_batch_size,
+            rescore=True,
+        )
+        return scored
+
+    def _reward_of(self, rows: list[Row]) -> RewardFunction:
+        """All reward models on these rows, whatever the texts."""
+
+        @torch.no_grad()
+        def call(prompts: list[Text], completions: list[str]) -> list[float]:
+            for model in self.rewards:
+                for _, batch in device_batches(rows, ROWS_PER_BATCH):
+                    model.scores(batch)
+            return [0.0] * len(completions)
+
+        return call
+
+
+def _value(config: PPOConfig, policy: LanguageModel, rewards: list[str]) -> ScalarModel:
+    if config.value.shared:
+        return value_model_from_backbone(policy.model, policy.place)
+    path = config.value.init or next(iter(rewards), "")
+    if path:
+        start = reward_model(path, policy.place, trainable=True)
+        if policy.tokenizer.get_vocab().items() <= start.tokenizer.get_vocab().items():
+            return value_model_from_reward(start)
+    start_policy = language_model(config.model, policy.place, trainable=True)
+    return value_model_from_backbone(start_policy.model, start_policy.place)
