@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.engine.graphs import GraphedStep
 from tether.engine.transformers_decoders import SlotDecoder, StepDecoder, slots_serve
 from tether.kernels.cache import Cache
 from tether.models import llama
@@ -63,6 +64,9 @@ class LlamaDecoder:
         self.layers = list(llama.layers(lean, dtype))
         self.rotary = lean.rotary_to(room)
         self.caches = [Cache.empty(slots, room, lean.heads, dtype, device) for _ in self.layers]
+        self.graphed = None
+        if device.type == "cuda":
+            self.graphed = GraphedStep(self._step, slots, room, device)
 
     def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
         """Read the prompts side by side, without padding."""
@@ -99,7 +103,11 @@ class LlamaDecoder:
 
     def step(self, token: Tensor, slot: Tensor, position: Tensor) -> Tensor:
         """One token a slot through all layers."""
-        seen = int(position.max()) + 1
+        if self.graphed:
+            return self.graphed(token, slot, position)
+        return self._step(token, slot, position, int(position.max()) + 1)
+
+    def _step(self, token: Tensor, slot: Tensor, position: Tensor, seen: int) -> Tensor:
         x, delta = self.llama.base.embed_tokens(token), None
         for layer, cache in zip(self.layers, self.caches, strict=True):
             x, qkv = llama.before_attention(layer, x, delta, self.llama)

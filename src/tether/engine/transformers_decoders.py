@@ -82,6 +82,12 @@ class SlotLayer(CacheLayerMixin):
             return self.keys[:, :, : place.seen], self.values[:, :, : place.seen]
         return self.keys[place.slot, :, : place.seen], self.values[place.slot, :, : place.seen]
 
+    def copy(self, slot: int, others: list[int], length: int) -> None:
+        """Give other slots the first `length` positions of a slot."""
+        for part in (self.keys, self.values):
+            assert part is not None
+            part[others, :, :length] = part[slot, :, :length]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many positions a mask is to cover, from which."""
         return self.place.seen or query_length, 0
@@ -103,7 +109,8 @@ class SlotDecoder:
     def __init__(self, language_model: LanguageModel, slots: int, room: int) -> None:
         self.language_model, self.place = language_model, Place(slots, room)
         layers = language_model.model.config.get_text_config().num_hidden_layers
-        self.cache = Cache(layers=[SlotLayer(self.place) for _ in range(layers)])
+        self.layers = [SlotLayer(self.place) for _ in range(layers)]
+        self.cache = Cache(layers=[*self.layers])
 
     def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
         """Read the prompts as one batch, padded on the right."""
@@ -113,9 +120,8 @@ class SlotDecoder:
         columns = torch.arange(batch.input_ids.shape[1])[None]
         hidden = self._forward(batch.input_ids, columns.expand_as(batch.input_ids), None)
         for prompt, (first, *others) in zip(prompts, slots, strict=True):
-            for layer in self.cache.layers if others else []:
-                layer.keys[others, :, : len(prompt)] = layer.keys[first, :, : len(prompt)]
-                layer.values[others, :, : len(prompt)] = layer.values[first, :, : len(prompt)]
+            for layer in self.layers if others else []:
+                layer.copy(first, others, len(prompt))
         return hidden[batch.last_mask.to(hidden.device)]
 
     def step(self, token: Tensor, slot: Tensor, position: Tensor) -> Float[Tensor, "B D"]:
@@ -145,9 +151,10 @@ class StepDecoder:
         rows = [(slot, prompt) for prompt, own in zip(prompts, slots, strict=True) for slot in own]
         self.slots = torch.tensor([slot for slot, _ in rows])
         batch = pad([Row(prompt, len(prompt)) for _, prompt in rows], side="left")
-        self.mask, positions = batch.attention_mask, batch.position_ids
-        assert self.mask is not None
+        mask, positions = batch.attention_mask, batch.position_ids
+        assert mask is not None
         assert positions is not None
+        self.mask = mask
         self.cache = DynamicCache(config=self.language_model.model.config)
         hidden = run(self.language_model, self.cache, batch.input_ids, positions, self.mask)[:, -1]
         firsts = torch.tensor([0, *(len(own) for own in slots[:-1])]).cumsum(0)

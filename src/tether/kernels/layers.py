@@ -219,8 +219,9 @@ def attention(
         rotary: Tables that reach to the longest sequence; None = positions are not rotated in.
         heads: Their numbers and size.
     """
+    qkv = qkv.contiguous()
     if kernel("attention", qkv):
-        return _Attention.apply(qkv.contiguous(), offsets, rotary, heads)  # pyright: ignore
+        return _Attention.apply(qkv, offsets, rotary, heads)  # pyright: ignore
     return _attention(qkv, offsets, rotary, heads)
 
 
