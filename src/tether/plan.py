@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 
 KINDS = ("sft", "reward", "ppo", "generate")  # the others hold little, or what these hold
 PARTS = ("weights", "gradients", "optimizer", "KV cache", "activations", "logits")
-MENDS = {
-    "KV cache": "lower sampling.batch_size",
-    "activations": "lower device_batch_size",
-    "logits": "lower device_batch_size",
-}
-"""What helps where a part is the largest; else a smaller model does."""
+HOLES = 1.2  # most that a process was seen to hold over the sum: freed memory it cannot use again
 
 
 class Planned(NamedTuple):
@@ -66,16 +61,18 @@ def plan(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = 
     Raises:
         ConfigError: A setting is wrong, or a stage would not fit into the GPU's memory.
     """
-    for kind in KINDS:
-        pipeline.runner(kind)  # imports all that the run would import
-    process = importlib.import_module("tether.footprint.machine").process_memory()
     table = read_toml(Path(recipe))
     pipeline.override(table, overrides)
     stages = pipeline.plan(table, Path(out or Path("runs") / Path(recipe).stem))
+    if not any(stage.kind in KINDS for stage in stages):
+        raise ConfigError(
+            f"{str(recipe)!r} has no stage to plan; give it one of {', '.join(KINDS)}"
+        )
+    for kind in KINDS:
+        pipeline.runner(kind)  # imports what the run would import
+    process = importlib.import_module("tether.footprint.machine").process_memory()
     with tempfile.TemporaryDirectory() as aside:
         planned = estimates(stages, process, Path(aside))
-    if not planned:
-        raise ConfigError(f"{str(recipe)!r} has no stage of the kinds {', '.join(KINDS)} to plan")
     results.print(memory_table(planned), Text(), batch_table(planned), Text())
     for line in remarks(planned):
         results.print(Text(line, style="dim"))
@@ -164,9 +161,9 @@ def memory_table(planned: list[Planned]) -> Table:
     for each in planned:
         heading = Text(f"{each.name}\n{each.footprint.peak.name}")
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row("process", *(mib(each.process) for each in planned))
+    table.add_row("process", *(_part(each.process) for each in planned))
     for part in PARTS:
-        table.add_row(part, *(mib(each.footprint.peak.parts[part]) for each in planned))
+        table.add_row(part, *(_part(each.footprint.peak.parts[part]) for each in planned))
     table.add_section()
     table.add_row("sum", *(mib(each.total) for each in planned), style="bold")
     return table
@@ -185,7 +182,7 @@ def batch_table(planned: list[Planned]) -> Table:
         cells.append(_count(cut.steps_per_rollout, ""))
         cells.append(_count(cut.steps, "?" if cut.optimizer else ""))
         cells.append(_count(cut.samples, "?"))
-        most = "at most " if cut.tokens_at_most else ""
+        most = "≤ " if cut.tokens_at_most else ""
         table.add_row(each.name, *cells, _count(cut.tokens, "?", most))
     return table
 
@@ -207,27 +204,44 @@ def remarks(planned: list[Planned]) -> list[str]:
         lines += [f"{each.name}: {note}" for note in each.footprint.notes]
     free = {each.device: each.free for each in planned if each.free is not None}
     lines += [f"{device}: {mib(size)} MiB are free now" for device, size in free.items()]
+    if any(each.process for each in planned):
+        lines.append("a process ends up to a fifth above its sum: memory freed in unusable pieces")
     return lines
 
 
 def check_room(planned: Planned) -> None:
-    """Warn where a stage needs more memory than is free.
+    """Warn where a stage may need more memory than is free.
 
     Raises:
         ConfigError: It would run on a GPU, where nothing can be swapped out.
     """
-    if planned.free is None or planned.total <= planned.free:
+    on_gpu = planned.device.startswith("cuda")
+    need = planned.total if on_gpu else round(planned.total * HOLES)
+    if planned.free is None or need <= planned.free:
         return
-    phase, parts = planned.footprint.peak
-    ((largest, size),) = parts.most_common(1)
     told = (
         f"compute.device={planned.device!r} has {mib(planned.free)} MiB free, but {planned.name} "
-        f"needs about {mib(planned.total)} MiB to {phase}, {mib(size)} of them for {largest}; "
-        f"{MENDS.get(largest, 'take a smaller model')}"
+        f"needs {'about' if on_gpu else 'up to'} {mib(need)} MiB; {mend(planned.footprint)}"
     )
-    if planned.device.startswith("cuda"):
+    if on_gpu:
         raise ConfigError(told)
     console.print(Text(f"warning: {told}"))
+
+
+def mend(footprint: "Footprint") -> str:
+    """What would help most, from the largest part of the peak."""
+    ((part, _),) = footprint.peak.parts.most_common(1)
+    if part == "KV cache":
+        return "lower sampling.batch_size"
+    if part in ("weights", "gradients", "optimizer"):
+        return "take a smaller model"
+    if footprint.batches.device > 1:
+        return f"lower device_batch_size below {footprint.batches.device}"
+    return "allow shorter rows (max_length, sampling.max_new_tokens)"
+
+
+def _part(size: int) -> str:
+    return mib(size) if size else ""
 
 
 def mib(size: int) -> str:

@@ -61,7 +61,7 @@ class LlamaDecoder:
     ) -> None:
         device, dtype = language_model.place.device, language_model.place.dtype
         self.llama, self.device = lean, device
-        self.layers = list(llama.layers(lean, dtype))
+        self.layers = llama.decode_layers(lean, dtype)
         self.rotary = lean.rotary_to(room)
         self.caches = [Cache.empty(slots, room, lean.heads, dtype, device) for _ in self.layers]
         self.graphed = None

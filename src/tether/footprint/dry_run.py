@@ -6,6 +6,7 @@ because shapes depend on them. So a model of any size runs in about a second, an
 is what the code at hand holds, not what a formula says of it.
 """
 
+import ctypes
 import sys
 import weakref
 from collections import Counter
@@ -81,7 +82,7 @@ class DryRun(TorchDispatchMode):
             return func(*args, **kwargs) if small else _written(func, args, kwargs)
         try:
             shapes = _on_meta(func, args, kwargs)
-        except NotImplementedError:  # its shape is in its numbers, or nobody wrote down the rule
+        except RuntimeError:  # its shape is in its numbers, or torch has no rule for it
             return func(*args, **kwargs)
         large = any(t.is_floating_point() and t.numel() > COMPUTED for t in _tensors(shapes))
         if small and not large and func._opname not in ("empty", "empty_like", "new_empty"):
@@ -166,10 +167,10 @@ def _unfilled(leaf: Any) -> Any:
 # --- the C kernels --------------------------------------------------------------------------------
 
 
-class _Idle:
+class _Idle(ctypes.CDLL):
     """The compiled kernels, leaving their results unfilled; questions are answered as ever."""
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
     def __getattr__(self, name: str) -> Any:
@@ -187,7 +188,8 @@ def idle_kernels(*, absent: bool) -> Iterator[None]:
     Torch does not see them run, so a dry run could not keep them from computing.
     """
     real = build.library
-    library = None if absent or real() is None else _Idle(real())
+    compiled = None if absent else real()
+    library = _Idle(compiled) if compiled else None
     users: list[Any] = [
         module
         for name, module in sys.modules.items()

@@ -33,8 +33,7 @@ from tether.models.scalar_head import (
     value_model_from_backbone,
     value_model_from_reward,
 )
-from tether.records import Text
-from tether.rewards.load import Reward, RewardFunction
+from tether.rewards.load import Reward
 from tether.rewards.reward_model import ROWS_PER_BATCH
 from tether.sections import RewardConfig, SamplingConfig
 from tether.train.improve import accumulate, trained_sets
@@ -111,7 +110,8 @@ def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
         batch = _rollout_batch(config, prompts)
         generating = generation(dry, roles.policy, batch, config.sampling)
         with dry.phase() as scoring:
-            roles.score(config, batch[: max(rows, ROWS_PER_BATCH) if rows else None])
+            roles.reward(config, batch[:ROWS_PER_BATCH])
+            roles.score(config, batch[: rows or None])
         minibatch = batch[: min(DEVICE_BATCHES * rows or size, size)]
         targets, _ = aim(roles.score(config, minibatch), config, config.kl.beta)
         everything = list(range(len(minibatch)))
@@ -175,16 +175,22 @@ class Roles:
         others = [self.reference, *self.rewards, self.value]
         return [self.policy.model, self.value.head, *(each.model for each in others if each)]
 
+    @torch.no_grad()
+    def reward(self, config: PPOConfig, prompts: list[list[int]]) -> None:
+        """Send completions of full length through the reward models."""
+        for model in self.rewards:
+            for _, batch in device_batches(_rows(config, prompts), ROWS_PER_BATCH):
+                model.scores(batch)
+
     def score(self, config: PPOConfig, prompts: list[list[int]]) -> Scored:
-        """Send completions of full length through every model that scores them."""
-        new = config.sampling.max_new_tokens
-        rows = [Row(ids + [0] * new, len(ids)) for ids in prompts]
-        mask, texts = lengths_mask([new] * len(rows)), [""] * len(rows)
+        """Send completions of full length through policy, reference and value model."""
+        rows, nothing = _rows(config, prompts), [""] * len(prompts)
+        mask = lengths_mask([row.num_completion for row in rows])
         scored, _ = score(
-            Rollout(texts, texts, rows, mask, torch.zeros(mask.shape), mask[:, 0]),
+            Rollout([*nothing], nothing, rows, mask, torch.zeros(mask.shape), mask[:, 0]),
             self.policy,
             self.reference,
-            [Reward(RewardConfig(path="dry:run"), self._reward_of(rows))],
+            [Reward(RewardConfig(path="none"), lambda _, texts: [0.0] * len(texts))],
             self.value,
             temperature=config.sampling.temperature,
             missing_eos_penalty=config.missing_eos_penalty,
@@ -194,17 +200,9 @@ class Roles:
         )
         return scored
 
-    def _reward_of(self, rows: list[Row]) -> RewardFunction:
-        """All reward models on these rows, whatever the texts."""
 
-        @torch.no_grad()
-        def call(prompts: list[Text], completions: list[str]) -> list[float]:
-            for model in self.rewards:
-                for _, batch in device_batches(rows, ROWS_PER_BATCH):
-                    model.scores(batch)
-            return [0.0] * len(completions)
-
-        return call
+def _rows(config: PPOConfig, prompts: list[list[int]]) -> list[Row]:
+    return [Row(ids + [0] * config.sampling.max_new_tokens, len(ids)) for ids in prompts]
 
 
 def _value(config: PPOConfig, policy: LanguageModel, rewards: list[str]) -> ScalarModel:

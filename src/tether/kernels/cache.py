@@ -8,6 +8,8 @@ from torch import Tensor
 
 from tether.kernels.layers import Heads, Rotary, at, kernel, long, rotate
 
+SWEEP = 64  # positions that the C kernel reads at a time; the room is a multiple of it
+
 
 class Cache(NamedTuple):
     """Keys (slots, key heads, d, room), rotated, and values (slots, key heads, room, d).
@@ -23,6 +25,7 @@ class Cache(NamedTuple):
         cls, slots: int, room: int, heads: Heads, dtype: torch.dtype, device: torch.device
     ) -> "Cache":
         """A cache of `slots` sequences of up to `room` tokens."""
+        room += -room % SWEEP
         keys = torch.zeros(slots, heads.key, heads.size, room, dtype=dtype, device=device)
         return cls(keys, torch.zeros_like(keys).view(slots, heads.key, room, heads.size))
 

@@ -10,7 +10,7 @@
 
 #define SMALL 16384               /* numbers below which starting threads costs more than it saves */
 #define BLOCK 48                  /* query rows at a time in attention */
-#define SWEEP 64                  /* cached positions at a time in decoding */
+#define SWEEP 64                  /* cached positions at a time in decoding (cache.py knows) */
 #define PADDED(n) (((n) + 15) / 16 * 16)
 
 typedef uint16_t bf16;
@@ -138,23 +138,38 @@ static void softmax_gradient(long seen, long width, float lse, float along, floa
     for (long j = seen; j < width; j++) p[j] = gp[j] = 0;
 }
 
+/* So that 0 · log 0 is 0 and not NaN. */
+static inline float finite(float logp) { return logp < -1e4f ? -1e4f : logp; }
+
+static inline vec load16_float(const float *x) { return *(const vec *)x; }
+
+static inline vec load16_bf16(const bf16 *x) {
+    typedef uint16_t narrow __attribute__((vector_size(32), aligned(2)));
+    typedef uint32_t wide __attribute__((vector_size(64)));
+    return (vec)(__builtin_convertvector(*(const narrow *)x, wide) << 16);
+}
+
 #define T float
 #define LOAD(x) (x)
+#define LOAD16(x) load16_float(x)
 #define STORE(x) (x)
 #define NAME(f) f##_float
 #include "layers.h"
 #undef T
 #undef LOAD
+#undef LOAD16
 #undef STORE
 #undef NAME
 
 #define T bf16
 #define LOAD(x) from_bf16(x)
+#define LOAD16(x) load16_bf16(x)
 #define STORE(x) to_bf16(x)
 #define NAME(f) f##_bf16
 #include "layers.h"
 #undef T
 #undef LOAD
+#undef LOAD16
 #undef STORE
 #undef NAME
 
@@ -172,7 +187,7 @@ void logprobs(long rows, long vocabulary, const float *logits, const int64_t *to
         if (entropy) {
 #pragma omp simd reduction(+ : total, weighted)
             for (long v = 0; v < vocabulary; v++) {
-                float below = (z[v] - top) * inverse, p = exp_(below);
+                float below = finite((z[v] - top) * inverse), p = exp_(below);
                 total += p;
                 weighted += p * below;
             }
@@ -200,10 +215,10 @@ void logprobs(long rows, long vocabulary, const float *logits, const int64_t *to
             if (grad_entropy) {                                                                   \
                 float gh = grad_entropy[r] * inverse, h = entropy[r];                             \
                 _Pragma("omp simd") for (long v = 0; v < vocabulary; v++) {                       \
-                    float logp = z[v] * inverse - all, p = exp_(logp);                            \
+                    float logp = finite(z[v] * inverse - all), p = exp_(logp);                    \
                     o[v] = STORE(-p * (g + gh * (logp + h)));                                     \
                 }                                                                                 \
-                float logp = z[token[r]] * inverse - all, p = exp_(logp);                         \
+                float logp = finite(z[token[r]] * inverse - all), p = exp_(logp);                 \
                 o[token[r]] = STORE(g - p * (g + gh * (logp + h)));                               \
             } else {                                                                              \
                 _Pragma("omp simd") for (long v = 0; v < vocabulary; v++) o[v] =                  \
@@ -279,8 +294,8 @@ void pack_weight(long n, long k, const float *weight, bf16 *packed) {
 
 static inline __attribute__((always_inline)) void bf16_tile(const int m, long pairs,
                                                             const bf16 *a, long a_row,
-                                                            const bf16 *panel, float *c,
-                                                            long c_row, long columns) {
+                                                            const bf16 *panel, void *out, long at,
+                                                            long row, long columns, int narrow) {
     __m512 sum[6][4];
     for (int i = 0; i < m; i++)
         for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_ps();
@@ -297,14 +312,22 @@ static inline __attribute__((always_inline)) void bf16_tile(const int m, long pa
     }
     for (int i = 0; i < m; i++)
         for (int j = 0; j < 4 && 16 * j < columns; j++) {
-            long n = columns - 16 * j;
+            long n = columns - 16 * j, to = at + i * row + 16 * j;
             __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
-            _mm512_mask_storeu_ps(c + i * c_row + 16 * j, mask, sum[i][j]);
+            if (narrow)
+                _mm256_mask_storeu_epi16((bf16 *)out + to, mask,
+                                         (__m256i)_mm512_cvtneps_pbh(sum[i][j]));
+            else
+                _mm512_mask_storeu_ps((float *)out + to, mask, sum[i][j]);
         }
 }
 
-/* out (rows, n) float = x (rows, k) · weightᵀ, with bf16 factors and float sums; k is even. */
-void packed_linear(long rows, long n, long k, const bf16 *x, const bf16 *packed, float *out) {
+#define BF16_TILE(M) bf16_tile(M, pairs, x + i * k, k, panel, out, i *n + b *COLUMNS, n, columns, narrow)
+
+/* out (rows, n) = x (rows, k) · weightᵀ, with bf16 factors and float sums; k is even. `out` is
+   bf16 where `narrow`, else float. A row's result does not depend on the other rows. */
+void packed_linear(long rows, long n, long k, const bf16 *x, const bf16 *packed, void *out,
+                   long narrow) {
     long pairs = k / 2, panels = (n + COLUMNS - 1) / COLUMNS;
 #pragma omp parallel for schedule(static) collapse(2)
     for (long first = 0; first < rows; first += AT_ONCE)
@@ -312,18 +335,14 @@ void packed_linear(long rows, long n, long k, const bf16 *x, const bf16 *packed,
             const bf16 *panel = packed + b * pairs * COLUMNS * 2;
             long columns = n - b * COLUMNS < COLUMNS ? n - b * COLUMNS : COLUMNS;
             long last = first + AT_ONCE < rows ? first + AT_ONCE : rows;
-            for (long i = first; i < last; i += 6) {
-                const bf16 *a = x + i * k;
-                float *c = out + i * n + b * COLUMNS;
-                switch (last - i) {
-                    case 1: bf16_tile(1, pairs, a, k, panel, c, n, columns); break;
-                    case 2: bf16_tile(2, pairs, a, k, panel, c, n, columns); break;
-                    case 3: bf16_tile(3, pairs, a, k, panel, c, n, columns); break;
-                    case 4: bf16_tile(4, pairs, a, k, panel, c, n, columns); break;
-                    case 5: bf16_tile(5, pairs, a, k, panel, c, n, columns); break;
-                    default: bf16_tile(6, pairs, a, k, panel, c, n, columns);
+            for (long i = first; i < last; i += 6) switch (last - i) {
+                    case 1: BF16_TILE(1); break;
+                    case 2: BF16_TILE(2); break;
+                    case 3: BF16_TILE(3); break;
+                    case 4: BF16_TILE(4); break;
+                    case 5: BF16_TILE(5); break;
+                    default: BF16_TILE(6);
                 }
-            }
         }
 }
 #else

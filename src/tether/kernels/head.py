@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tether.kernels.build import library
 from tether.kernels.layers import at, long
+from tether.kernels.packed import Packed, can_pack
 
-PANEL = 64  # rows of the weight that are packed together
 ROWS = 64  # bfloat16 products are of a multiple of so many rows
 PIECE = 1 << 22  # logits computed at a time; 16 MiB
 
@@ -35,25 +35,14 @@ class Head:
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.weight = weight.detach().contiguous()
-        lib = library()
-        even = weight.shape[1] % 2 == 0
-        self.packed: Tensor | None = None
-        if dtype == torch.bfloat16 and lib is not None and even and lib.has_bf16_products():
-            rows, width = weight.shape
-            panels = -(-rows // PANEL)
-            self.packed = torch.empty(panels * PANEL * width, dtype=torch.bfloat16)
-            lib.pack_weight(long(rows), long(width), at(self.weight), at(self.packed))
+        self.weight = weight.detach()
+        self.packed = Packed(self.weight) if can_pack(self.weight, dtype) else None
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits in float32."""
         if self.packed is None:
             return hidden.float() @ self.weight.t()
-        hidden = hidden.to(torch.bfloat16).contiguous()
-        out = torch.empty(len(hidden), len(self.weight))
-        shape = (long(len(hidden)), long(len(self.weight)), long(hidden.shape[1]))
-        _library().packed_linear(*shape, at(hidden), at(self.packed), at(out))
-        return out
+        return self.packed.product(hidden, torch.float32)
 
 
 def sample(

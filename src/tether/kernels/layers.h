@@ -271,6 +271,26 @@ void NAME(cache_write)(long rows, const int64_t *slot, const int64_t *position, 
     }
 }
 
+/* Scores of SWEEP cached positions, in registers; `room` is a multiple of SWEEP. */
+static inline void NAME(sweep)(long d, const float *q, const T *keys, long room, float *scores) {
+    vec sum[SWEEP / 16] = {{0}};
+    for (long i = 0; i < d; i++)
+        for (int e = 0; e < SWEEP / 16; e++) sum[e] += q[i] * LOAD16(keys + i * room + 16 * e);
+    for (int e = 0; e < SWEEP / 16; e++) *(vec *)(scores + 16 * e) = sum[e];
+}
+
+/* out (16·nv numbers) = the weighted sum of cached values, in registers; nv is a constant. */
+static inline __attribute__((always_inline)) void NAME(weigh)(const int nv, long seen,
+                                                              const float *weights,
+                                                              const T *values, float *out) {
+    vec sum[8];
+    for (int e = 0; e < nv; e++) sum[e] = (vec){0};
+    for (long j = 0; j < seen; j++)
+        for (int e = 0; e < nv; e++)
+            sum[e] += weights[j] * LOAD16(values + j * 16 * nv + 16 * e);
+    for (int e = 0; e < nv; e++) *(vec *)(out + 16 * e) = sum[e];
+}
+
 /* Attention of one new token a row over its slot of the cache, itself (already written) included.
    Row r is at position[r] of slot[r]. */
 void NAME(decode_attention)(long rows, const int64_t *slot, const int64_t *position, long heads,
@@ -281,33 +301,28 @@ void NAME(decode_attention)(long rows, const int64_t *slot, const int64_t *posit
 #pragma omp parallel for schedule(dynamic) if (rows * heads * d > SMALL / 8)
     for (long r = 0; r < rows; r++) {
         long p = position[r], seen = p + 1;
-        float q[d], o[d], *scores = zeros(PADDED(seen));
+        float q[d], *scores = zeros((seen + SWEEP - 1) / SWEEP * SWEEP), *o = zeros(PADDED(d));
         for (long h = 0; h < heads; h++) {
-            const T *restrict k = keys + (slot[r] * kv_heads + h / group) * d * room;
-            const T *restrict v = values + (slot[r] * kv_heads + h / group) * room * d;
+            const T *k = keys + (slot[r] * kv_heads + h / group) * d * room;
+            const T *v = values + (slot[r] * kv_heads + h / group) * room * d;
             const float *c = cos ? cos + p * (d / 2) : NULL;
             NAME(rotate)(d, qkv + r * width + h * d, c, sin + p * (d / 2), scale, q);
-            for (long j = 0; j < seen; j += SWEEP) {
-                long n = seen - j < SWEEP ? seen - j : SWEEP;
-                float part[SWEEP] = {0};
-                if (n == SWEEP)
-                    for (long i = 0; i < d; i++)
-#pragma omp simd
-                        for (long e = 0; e < SWEEP; e++) part[e] += q[i] * LOAD(k[i * room + j + e]);
-                else
-                    for (long i = 0; i < d; i++)
-#pragma omp simd
-                        for (long e = 0; e < n; e++) part[e] += q[i] * LOAD(k[i * room + j + e]);
-                memcpy(scores + j, part, n * sizeof(float));
-            }
+            for (long j = 0; j < seen; j += SWEEP) NAME(sweep)(d, q, k + j, room, scores + j);
             softmax_terms(seen, seen, scores);
-            for (long i = 0; i < d; i++) o[i] = 0;
-            for (long j = 0; j < seen; j++)
+            switch (d) {
+                case 32: NAME(weigh)(2, seen, scores, v, o); break;
+                case 48: NAME(weigh)(3, seen, scores, v, o); break;
+                case 64: NAME(weigh)(4, seen, scores, v, o); break;
+                case 128: NAME(weigh)(8, seen, scores, v, o); break;
+                default:
+                    memset(o, 0, d * sizeof(float));
+                    for (long j = 0; j < seen; j++)
 #pragma omp simd
-                for (long i = 0; i < d; i++) o[i] += scores[j] * LOAD(v[j * d + i]);
+                        for (long i = 0; i < d; i++) o[i] += scores[j] * LOAD(v[j * d + i]);
+            }
             T *to = out + (r * heads + h) * d;
             for (long i = 0; i < d; i++) to[i] = STORE(o[i]);
         }
-        free(scores);
+        free(scores), free(o);
     }
 }

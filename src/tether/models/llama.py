@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from tether.data.batches import Batch
 from tether.kernels.layers import Heads, Rotary, add_norm, attention, swiglu
+from tether.kernels.packed import Packed, can_pack
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # tables that do not depend on the length
@@ -97,23 +98,34 @@ class Affine(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the product."""
+        return self.weight.dtype
+
     def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N W"]:
         """The layer's output."""
         return F.linear(x, self.weight, self.bias)
+
+    def packed(self, dtype: torch.dtype) -> "Affine | Packed":
+        """The same for many small products in `dtype`, without gradients."""
+        if can_pack(self.weight, dtype):
+            return Packed(self.weight, None if self.bias is None else self.bias.to(dtype))
+        return Affine(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
 class Layer(NamedTuple):
     """The weights of one layer: norms in float32, products in the precision asked for."""
 
     input_norm: Tensor
-    qkv: Affine
+    qkv: Affine | Packed
     query_norm: Tensor | None
     key_norm: Tensor | None
     rotated: bool
-    out: Affine
+    out: Affine | Packed
     mlp_norm: Tensor
-    gate_up: Affine
-    down: Affine
+    gate_up: Affine | Packed
+    down: Affine | Packed
 
 
 def layers(llama: Llama, dtype: torch.dtype) -> Iterator[Layer]:
@@ -135,6 +147,15 @@ def layers(llama: Llama, dtype: torch.dtype) -> Iterator[Layer]:
             _affine(dtype, mlp.gate_proj, mlp.up_proj),
             _affine(dtype, mlp.down_proj),
         )
+
+
+def decode_layers(llama: Llama, dtype: torch.dtype) -> list[Layer]:
+    """The layers made ready for many steps of decoding, without gradients."""
+    ready: list[Layer] = []
+    for layer in layers(llama, torch.float32):
+        parts = {name: getattr(layer, name) for name in ("qkv", "out", "gate_up", "down")}
+        ready.append(layer._replace(**{k: part.packed(dtype) for k, part in parts.items()}))
+    return ready
 
 
 def hidden_states(
@@ -170,7 +191,7 @@ def before_attention(
     layer: Layer, x: Float[Tensor, "N D"], delta: Float[Tensor, "N D"] | None, llama: Llama
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N W"]]:
     """Residual stream, and queries, keys and values side by side."""
-    x, normed = add_norm(x, delta, layer.input_norm, llama.eps, layer.qkv.weight.dtype)
+    x, normed = add_norm(x, delta, layer.input_norm, llama.eps, layer.qkv.dtype)
     qkv = layer.qkv(normed)
     if layer.query_norm is None or layer.key_norm is None:
         return x, qkv
@@ -187,7 +208,7 @@ def after_attention(
     layer: Layer, x: Float[Tensor, "N D"], attended: Float[Tensor, "N O"], llama: Llama
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
     """Residual stream without the layer's last addition, and that addition."""
-    dtype = layer.qkv.weight.dtype
+    dtype = layer.qkv.dtype
     x, normed = add_norm(x, layer.out(attended), layer.mlp_norm, llama.eps, dtype)
     return x, layer.down(swiglu(layer.gate_up(normed)))
 
