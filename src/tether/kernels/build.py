@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from tether.progress import console
+
 SOURCES = ("cpu.c", "layers.h")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 FLAGS += ("--param=vect-max-peeling-for-alignment=0",)
@@ -33,7 +35,10 @@ def library() -> ctypes.CDLL | None:
     threaded = _share_threads_with_torch()
     try:
         loaded = ctypes.CDLL(str(_compiled(compiler, threaded=threaded)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        line = reason.decode(errors="replace").strip().splitlines()[-1:]
+        console.print(f"{compiler} could not compile the C kernels ({line}); torch does their work")
         return None
     _keep_freed_memory()
     return loaded
@@ -101,6 +106,7 @@ def _cache_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "tether"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise OSError(f"{folder} belongs to another user")
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"{folder} is not this user's alone; `chmod 700` it")
     return folder

@@ -139,7 +139,7 @@ static void softmax_gradient(long seen, long width, float lse, float along, floa
 }
 
 /* So that 0 · log 0 is 0 and not NaN. */
-static inline float finite(float logp) { return logp < -1e4f ? -1e4f : logp; }
+static inline float bounded(float logp) { return logp < -1e4f ? -1e4f : logp; }
 
 static inline vec load16_float(const float *x) { return *(const vec *)x; }
 
@@ -187,7 +187,7 @@ void logprobs(long rows, long vocabulary, const float *logits, const int64_t *to
         if (entropy) {
 #pragma omp simd reduction(+ : total, weighted)
             for (long v = 0; v < vocabulary; v++) {
-                float below = finite((z[v] - top) * inverse), p = exp_(below);
+                float below = bounded((z[v] - top) * inverse), p = exp_(below);
                 total += p;
                 weighted += p * below;
             }
@@ -197,7 +197,7 @@ void logprobs(long rows, long vocabulary, const float *logits, const int64_t *to
             for (long v = 0; v < vocabulary; v++) total += exp_((z[v] - top) * inverse);
         }
         lse[r] = top * inverse + logf(total);
-        logprob[r] = z[token[r]] * inverse - lse[r];
+        logprob[r] = (z[token[r]] - top) * inverse - logf(total);
     }
 }
 
@@ -215,10 +215,10 @@ void logprobs(long rows, long vocabulary, const float *logits, const int64_t *to
             if (grad_entropy) {                                                                   \
                 float gh = grad_entropy[r] * inverse, h = entropy[r];                             \
                 _Pragma("omp simd") for (long v = 0; v < vocabulary; v++) {                       \
-                    float logp = finite(z[v] * inverse - all), p = exp_(logp);                    \
+                    float logp = bounded(z[v] * inverse - all), p = exp_(logp);                    \
                     o[v] = STORE(-p * (g + gh * (logp + h)));                                     \
                 }                                                                                 \
-                float logp = finite(z[token[r]] * inverse - all), p = exp_(logp);                 \
+                float logp = bounded(z[token[r]] * inverse - all), p = exp_(logp);                 \
                 o[token[r]] = STORE(g - p * (g + gh * (logp + h)));                               \
             } else {                                                                              \
                 _Pragma("omp simd") for (long v = 0; v < vocabulary; v++) o[v] =                  \

@@ -91,6 +91,7 @@ class _Logprobs(torch.autograd.Function):
         with_entropy: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         head, count = Head(weight, dtype), len(hidden)
         logprobs, lse, entropies = torch.empty(count), torch.empty(count), torch.zeros(count)
         kept: list[Tensor] = []

@@ -64,6 +64,7 @@ class _AddNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         x = x.contiguous()
         delta = None if delta is None else delta.contiguous()
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
