@@ -32,22 +32,27 @@ if TYPE_CHECKING:
 
 KINDS = ("sft", "reward", "ppo", "generate")  # the others hold little, or what these hold
 PARTS = ("weights", "gradients", "optimizer", "KV cache", "activations", "logits")
+COMPILED = "oneDNN's compiled bfloat16 products are not counted (100 MiB in a long run of the demo)"
 HOLES = 1.2  # most that a process was seen to hold over the sum: freed memory it cannot use again
 
 
 class Planned(NamedTuple):
-    """A stage with its estimate; memory in bytes, None where the system does not tell."""
+    """A stage with its estimate; memory in bytes, None where the system does not tell.
+
+    `process` and `data` are 0 where models live in another memory, that of a GPU.
+    """
 
     name: str
     footprint: "Footprint"
     process: int
+    data: int
     device: str
     free: int | None
 
     @property
     def total(self) -> int:
-        """The peak, with the process itself where that is in the same memory."""
-        return self.process + self.footprint.peak.parts.total()
+        """The peak, with the process itself and its data."""
+        return self.process + self.data + self.footprint.peak.parts.total()
 
 
 def plan(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = ()) -> None:
@@ -99,8 +104,12 @@ def estimates(stages: list[pipeline.Stage], process: int, aside: Path) -> list[P
         config = moved(stage.config, like)
         if stage.kind in KINDS:
             device, free = machine.free_memory(config.compute)
-            held = 0 if device.startswith("cuda") else process
-            planned.append(Planned(stage.name, footprint(config, unfinished), held, device, free))
+            found = footprint(config, unfinished)
+            on_gpu = device.startswith("cuda")
+            if config.compute.precision == "bfloat16" and not on_gpu:
+                found.notes.append(COMPILED)
+            beside = (0, 0) if on_gpu else (process, found.data)
+            planned.append(Planned(stage.name, found, *beside, device, free))
         if stage.result.exists():
             continue
         out = Path(stage.config.out)
@@ -162,6 +171,7 @@ def memory_table(planned: list[Planned]) -> Table:
         heading = Text(f"{each.name}\n{each.footprint.peak.name}")
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("process", *(_part(each.process) for each in planned))
+    table.add_row("data", *(_part(each.data) for each in planned))
     for part in PARTS:
         table.add_row(part, *(_part(each.footprint.peak.parts[part]) for each in planned))
     table.add_section()
@@ -197,7 +207,7 @@ def remarks(planned: list[Planned]) -> list[str]:
     for each in planned:
         if len(each.footprint.phases) > 1:
             sums = (
-                f"{name} {mib(each.process + parts.total())}"
+                f"{name} {mib(each.process + each.data + parts.total())}"
                 for name, parts in each.footprint.phases
             )
             lines.append(f"{each.name}: {', '.join(sums)} MiB by phase")

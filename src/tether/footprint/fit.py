@@ -17,6 +17,7 @@ from tether.footprint.parts import (
     DEVICE_BATCHES,
     Batches,
     Footprint,
+    bytes_of,
     phases_of,
 )
 from tether.models.chat import encode_prompt
@@ -72,9 +73,9 @@ def of_sft(config: SFTConfig, *, known: bool) -> Footprint:
         model = language_model(config.model, place, trainable=True)
         dry.adopt(model.model)
         limit = longest_row(config, model.max_positions)
-        train, held = [(Row([0] * limit, 1), 1.0)] * config.batch_size, []
+        train, held, data = [(Row([0] * limit, 1), 1.0)] * config.batch_size, [], 0
         if known:
-            train, held = _demonstrations(config, model)
+            train, held, data = _demonstrations(config, model)
         fit = Fit(config, [len(row.ids) for row, _ in train], known)
         batch = [train[i] for i in fit.fullest()]
         longest = sorted(held, key=lambda row: -len(row.ids))[: sft.ROWS_PER_EVALUATION_BATCH]
@@ -86,19 +87,20 @@ def of_sft(config: SFTConfig, *, known: bool) -> Footprint:
                 loss.backward()
         phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
     notes = [] if known else [_unseen_rows(limit)]
-    return Footprint(phases, fit.batches(config.batch_size), notes)
+    return Footprint(phases, fit.batches(config.batch_size), notes, data)
 
 
 def _demonstrations(
     config: SFTConfig, model: LanguageModel
-) -> tuple[list[tuple[Row, float]], list[Row]]:
-    """Rows to train on with their weights, and rows held out, parted as `train_sft` parts them."""
+) -> tuple[list[tuple[Row, float]], list[Row], int]:
+    """Rows to train on with their weights, rows held out as `train_sft` does, and their bytes."""
     records = formats.read_demonstrations(config.data)
     rows, _ = sft.tokenize(model, records, config.max_length, config.data)
     pairs = [(row, record) for row, record in zip(rows, records, strict=True) if row]
     keys = [str(record.prompt or record.completion) for _, record in pairs]
     train, held = split_by_prompt(keys, config.held_out, config.seed)
-    return [(pairs[i][0], pairs[i][1].weight) for i in train], [pairs[i][0] for i in held]
+    examples = [(pairs[i][0], pairs[i][1].weight) for i in train]
+    return examples, [pairs[i][0] for i in held], bytes_of(pairs)
 
 
 def of_reward(
@@ -129,7 +131,8 @@ def of_reward(
                 winner, loser = scores[found[:, 0]], scores[found[:, 1]]
                 bradley_terry(winner, loser, **labels, num_pairs=1).loss.backward()
         phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
-    return Footprint(phases, fit.batches(sum(len(group.rows) for group in batch)), notes)
+    batches = fit.batches(sum(len(group.rows) for group in batch))
+    return Footprint(phases, batches, notes, bytes_of(groups) if known else 0)
 
 
 def _comparisons(

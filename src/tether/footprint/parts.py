@@ -1,8 +1,9 @@
 """The footprint of a stage: bytes by phase and part, and how it cuts its work into batches."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import NamedTuple
 
 from torch import nn
@@ -39,11 +40,15 @@ class Batches:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Memory and batches of one stage, and what had to be assumed for them."""
+    """Memory and batches of one stage, and what had to be assumed for them.
+
+    `data` is the bytes of its texts and token ids, which the process holds all the time.
+    """
 
     phases: list[Phase]
     batches: Batches
     notes: list[str]
+    data: int
 
     @property
     def peak(self) -> Phase:
@@ -63,3 +68,15 @@ def phases_of(parameters: Iterable[nn.Parameter], **measured: Counter[str]) -> l
     update = Counter({"weights": measured["train"]["weights"], "gradients": size})
     phases = [Phase(name, parts + moments) for name, parts in measured.items()]
     return [*phases, Phase("update", update + moments)]
+
+
+def bytes_of(value: object) -> int:
+    """Bytes of records and token ids as Python holds them; of a number up to 256 there is one."""
+    if isinstance(value, int):
+        return 32 if value > 256 else 0
+    size = sys.getsizeof(value)
+    if isinstance(value, list | tuple):
+        return size + sum(map(bytes_of, value))
+    if is_dataclass(value):
+        return size + sum(bytes_of(getattr(value, field.name)) for field in fields(value))
+    return size

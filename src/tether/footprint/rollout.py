@@ -22,6 +22,7 @@ from tether.footprint.parts import (
     Batches,
     Footprint,
     Phase,
+    bytes_of,
     phases_of,
 )
 from tether.functions import is_function
@@ -48,7 +49,7 @@ def of_generate(config: GenerateConfig, *, known: bool) -> Footprint:
     with dry_run(config.model, config.compute) as (dry, place):
         model = language_model(config.model, place)
         dry.adopt(model.model)
-        prompts, notes = _prompts(config.prompts, model, config.sampling, known)
+        prompts, notes, data = _prompts(config.prompts, model, config.sampling, known)
         together = config.sampling.batch_size
         rows = [ids for ids in prompts for _ in range(config.num if known else together)]
         parts = generation(dry, model, rows, config.sampling)
@@ -57,23 +58,24 @@ def of_generate(config: GenerateConfig, *, known: bool) -> Footprint:
     batches = Batches(
         device=min(together, len(rows)), samples=samples, tokens=tokens, tokens_at_most=True
     )
-    return Footprint([Phase("generate", parts)], batches, notes)
+    return Footprint([Phase("generate", parts)], batches, notes, data)
 
 
 def _prompts(
     path: str, model: LanguageModel, sampling: SamplingConfig, known: bool
-) -> tuple[list[list[int]], list[str]]:
-    """Token ids of the prompts, and what was assumed for them."""
+) -> tuple[list[list[int]], list[str], int]:
+    """Token ids of the prompts, what was assumed for them, and bytes of text and ids."""
     if known:
-        ids = [encode_prompt(model.tokenizer, each.prompt) for each in formats.read_prompts(path)]
+        records = formats.read_prompts(path)
+        ids = [encode_prompt(model.tokenizer, record.prompt) for record in records]
         check_lengths(ids, model.max_positions, sampling.max_new_tokens)
-        return ids, []
+        return ids, [], bytes_of(records) + bytes_of(ids)
     longest = max(model.max_positions - sampling.max_new_tokens, 1)
     note = (
         f"its prompts are not there yet: each is taken to have {longest} tokens "
         "(what the completion leaves of the model's positions)"
     )
-    return [[0] * longest], [note]
+    return [[0] * longest], [note], 0
 
 
 def generation(
@@ -106,7 +108,7 @@ def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
     with dry_run(config.model, config.compute) as (dry, place):
         roles = Roles.load(config, place)
         dry.adopt(*roles.models)
-        prompts, notes = _prompts(config.prompts, roles.policy, config.sampling, known)
+        prompts, notes, data = _prompts(config.prompts, roles.policy, config.sampling, known)
         batch = _rollout_batch(config, prompts)
         generating = generation(dry, roles.policy, batch, config.sampling)
         with dry.phase() as scoring:
@@ -121,7 +123,7 @@ def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
         phases = phases_of(parameters, generate=generating, score=scoring, train=training)
     if any(is_function(each.path) for each in config.rewards):
         notes.append("what a reward function holds is not counted")
-    return Footprint(phases, _batches(config), notes)
+    return Footprint(phases, _batches(config), notes, data)
 
 
 def _batches(config: PPOConfig) -> Batches:

@@ -55,12 +55,13 @@ static inline float exp_(float x) {
 }
 
 /* Aligned, because the order in which vectorized loops add up may depend on the address. */
-static float *zeros(long n) {
-    size_t size = (n * sizeof(float) + 64) / 64 * 64;
-    float *memory = aligned_alloc(64, size);
+static float *floats(long n) {
+    float *memory = aligned_alloc(64, (n * sizeof(float) + 64) / 64 * 64);
     if (!memory) abort();
-    return memset(memory, 0, size);
+    return memory;
 }
+
+static float *zeros(long n) { return memset(floats(n), 0, n * sizeof(float)); }
 
 /* c (m rows of nv vectors) = or += a · b, all in registers; m and nv are constants where inlined. */
 static inline __attribute__((always_inline)) void tile(const int m, const int nv, long k,
@@ -110,20 +111,21 @@ static void gemm(long m, long n, long k, const float *a, long a_row, long a_col,
     }
 }
 
-/* scores[0 … seen) become their softmax, the rest up to `width` 0; returns log Σ exp(scores). */
+/* scores[0 … seen) become their softmax, the rest up to `width`, a multiple of 16, becomes 0;
+   returns log Σ exp(scores). */
 static float softmax_terms(long seen, long width, float *restrict scores) {
     float top = -INFINITY, total = 0;
+    for (long j = seen; j < width; j++) scores[j] = -INFINITY;
 #pragma omp simd reduction(max : top)
-    for (long j = 0; j < seen; j++) top = scores[j] > top ? scores[j] : top;
+    for (long j = 0; j < width; j++) top = scores[j] > top ? scores[j] : top;
 #pragma omp simd reduction(+ : total)
-    for (long j = 0; j < seen; j++) {
+    for (long j = 0; j < width; j++) {
         scores[j] = exp_(scores[j] - top);
         total += scores[j];
     }
     float share = 1.0f / total;
 #pragma omp simd
-    for (long j = 0; j < seen; j++) scores[j] *= share;
-    for (long j = seen; j < width; j++) scores[j] = 0;
+    for (long j = 0; j < width; j++) scores[j] *= share;
     return top + logf(total);
 }
 
@@ -131,11 +133,11 @@ static float softmax_terms(long seen, long width, float *restrict scores) {
 static void softmax_gradient(long seen, long width, float lse, float along, float *restrict p,
                              float *restrict gp) {
 #pragma omp simd
-    for (long j = 0; j < seen; j++) {
-        p[j] = exp_(p[j] - lse);
-        gp[j] = p[j] * (gp[j] - along);
+    for (long j = 0; j < width; j++) {
+        float share = exp_(p[j] - lse);
+        p[j] = j < seen ? share : 0;
+        gp[j] = j < seen ? share * (gp[j] - along) : 0;
     }
-    for (long j = seen; j < width; j++) p[j] = gp[j] = 0;
 }
 
 /* So that 0 · log 0 is 0 and not NaN. */

@@ -147,8 +147,8 @@ void NAME(attention)(long sequences, const int64_t *offset, long heads, long kv_
     for (long s = 0; s < sequences; s++)
         for (long kv = 0; kv < kv_heads; kv++) {
             long start = offset[s], len = offset[s + 1] - start, lp = PADDED(len);
-            float *kt = zeros(dp * lp), *v = zeros(len * dp), *scores = zeros(BLOCK * lp);
-            float *q = zeros(BLOCK * dp), *o = zeros(BLOCK * dp), *row = zeros(dp);
+            float *kt = zeros(dp * lp), *v = zeros(len * dp), *scores = floats(BLOCK * lp);
+            float *q = floats(BLOCK * dp), *o = floats(BLOCK * dp), *row = floats(dp);
             for (long j = 0; j < len; j++) {
                 const T *at = qkv + (start + j) * width + (heads + kv) * d;
                 const float *c = cos ? cos + j * (d / 2) : NULL;
@@ -192,9 +192,9 @@ void NAME(attention_backward)(long sequences, const int64_t *offset, long heads,
         for (long kv = 0; kv < kv_heads; kv++) {
             long start = offset[s], len = offset[s + 1] - start, lp = PADDED(len);
             float *k = zeros(len * dp), *kt = zeros(dp * lp), *vt = zeros(dp * lp);
-            float *gk = zeros(lp * dp), *gv = zeros(lp * dp), *row = zeros(dp);
-            float *q = zeros(BLOCK * dp), *go = zeros(BLOCK * dp), *gq = zeros(BLOCK * dp);
-            float *p = zeros(BLOCK * lp), *gp = zeros(BLOCK * lp);
+            float *gk = zeros(len * dp), *gv = zeros(len * dp);
+            float *q = zeros(BLOCK * dp), *go = zeros(BLOCK * dp), *gq = floats(BLOCK * dp);
+            float *p = floats(BLOCK * lp), *gp = floats(BLOCK * lp);
             for (long j = 0; j < len; j++) {
                 const T *at = qkv + (start + j) * width + (heads + kv) * d;
                 const float *c = cos ? cos + j * (d / 2) : NULL;
@@ -214,6 +214,7 @@ void NAME(attention_backward)(long sequences, const int64_t *offset, long heads,
                         NAME(rotate)(d, qkv + token * width + h * d, c, sin + at * (d / 2), scale,
                                      q + i * dp);
                         const T *g = grad_out + (token * heads + h) * d;
+#pragma omp simd
                         for (long e = 0; e < d; e++) go[i * dp + e] = LOAD(g[e]);
                     }
                     gemm(n, keys, d, q, dp, 1, kt, lp, p, lp, 0);
@@ -222,6 +223,7 @@ void NAME(attention_backward)(long sequences, const int64_t *offset, long heads,
                         long token = start + first + i;
                         const T *o = out + (token * heads + h) * d;
                         float along = 0;
+#pragma omp simd reduction(+ : along)
                         for (long e = 0; e < d; e++) along += LOAD(o[e]) * go[i * dp + e];
                         softmax_gradient(first + i + 1, keys, lse[token * heads + h], along,
                                          p + i * lp, gp + i * lp);
@@ -243,7 +245,7 @@ void NAME(attention_backward)(long sequences, const int64_t *offset, long heads,
                 to += kv_heads * d;
                 for (long i = 0; i < d; i++) to[i] = STORE(gv[j * dp + i]);
             }
-            free(k), free(kt), free(vt), free(gk), free(gv), free(row);
+            free(k), free(kt), free(vt), free(gk), free(gv);
             free(q), free(go), free(gq), free(p), free(gp);
         }
 }
@@ -308,7 +310,7 @@ void NAME(decode_attention)(long rows, const int64_t *slot, const int64_t *posit
             const float *c = cos ? cos + p * (d / 2) : NULL;
             NAME(rotate)(d, qkv + r * width + h * d, c, sin + p * (d / 2), scale, q);
             for (long j = 0; j < seen; j += SWEEP) NAME(sweep)(d, q, k + j, room, scores + j);
-            softmax_terms(seen, seen, scores);
+            softmax_terms(seen, PADDED(seen), scores);
             switch (d) {
                 case 32: NAME(weigh)(2, seen, scores, v, o); break;
                 case 48: NAME(weigh)(3, seen, scores, v, o); break;
