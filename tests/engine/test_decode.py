@@ -11,6 +11,8 @@ from tether.data.batches import Row, pack, pad
 from tether.engine.decode import check_lengths, completion_text, generate_tokens
 from tether.engine.sampling import uniforms
 from tether.errors import ConfigError
+from tether.kernels.build import library
+from tether.models import llama
 from tether.models.chat import encode
 from tether.models.language_model import LanguageModel, completion_logprobs, load, pick_device
 from tether.sections import ComputeConfig, SamplingConfig
@@ -164,12 +166,18 @@ def test_windows_and_capped_logits(tmp_path):
     assert_as_the_trainer_sees_them(language_model, PROMPTS, sampled, 0.8)
 
 
-def test_in_bfloat16_the_log_probs_stay_near_the_trainers(tmp_path):
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_in_bfloat16_the_log_probs_stay_near_the_trainers(tmp_path, kind):
     place = ComputeConfig(device="cpu", precision="bfloat16")
-    language_model = load(str(save_tiny(tmp_path, initializer_range=0.05)), place)
+    folder = save_tiny(tmp_path, kind=kind, initializer_range=0.05)
+    language_model = load(str(folder), place)
     sampled = generate_tokens(language_model, PROMPTS, SAMPLING, seed=0)
-    # 8 bits of mantissa; where it matters, PPO measures the gap and rescores
-    assert_as_the_trainer_sees_them(language_model, PROMPTS, sampled, 0.8, atol=0.1)
+    # 8 bits of mantissa; where it matters, PPO measures the gap and rescores. With the C kernels
+    # both round at the same places, and differ by the order of float32 sums alone.
+    lib = library()
+    same = lib is not None and lib.has_bf16_products() and llama.lean(language_model.model)
+    atol = 1e-4 if same else 0.1
+    assert_as_the_trainer_sees_them(language_model, PROMPTS, sampled, 0.8, atol=atol)
 
 
 # --- a completion is a function of (model, prompt, seed, step, row) -------------------------------

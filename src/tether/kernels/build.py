@@ -34,7 +34,7 @@ def library() -> ctypes.CDLL | None:
         return None
     threaded = _share_threads_with_torch()
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler, threaded=threaded)))
+        loaded = _load(_compiled(compiler, threaded=threaded))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error).encode()
         line = reason.decode(errors="replace").strip().splitlines()[-1:]
@@ -42,6 +42,14 @@ def library() -> ctypes.CDLL | None:
         return None
     _keep_freed_memory()
     return loaded
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)  # cut off by a full disk, say: made anew next time
+        raise
 
 
 def _keep_freed_memory() -> None:

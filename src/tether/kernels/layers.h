@@ -135,7 +135,8 @@ static inline void NAME(rotate_back)(long d, const float *restrict g, const floa
     }
 }
 
-/* Causal self-attention with rotary positions over sequences of any length.
+/* Causal self-attention with rotary positions over sequences of any length. Rotated keys are
+   rounded to T, as the cache of decoding holds them.
 
    qkv: (rows, (heads + 2·kv_heads)·d), cos and sin: (positions, d/2), out: (rows, heads·d),
    lse: (rows, heads) log of each softmax's denominator, for the backward pass. */
@@ -153,7 +154,7 @@ void NAME(attention)(long sequences, const int64_t *offset, long heads, long kv_
                 const T *at = qkv + (start + j) * width + (heads + kv) * d;
                 const float *c = cos ? cos + j * (d / 2) : NULL;
                 NAME(rotate)(d, at, c, sin + j * (d / 2), 1.0f, row);
-                for (long i = 0; i < d; i++) kt[i * lp + j] = row[i];
+                for (long i = 0; i < d; i++) kt[i * lp + j] = LOAD(STORE(row[i]));
                 at += kv_heads * d;
                 for (long i = 0; i < d; i++) v[j * dp + i] = LOAD(at[i]);
             }
@@ -201,7 +202,7 @@ void NAME(attention_backward)(long sequences, const int64_t *offset, long heads,
                 NAME(rotate)(d, at, c, sin + j * (d / 2), 1.0f, k + j * dp);
                 at += kv_heads * d;
                 for (long i = 0; i < d; i++) {
-                    kt[i * lp + j] = k[j * dp + i];
+                    kt[i * lp + j] = k[j * dp + i] = LOAD(STORE(k[j * dp + i]));
                     vt[i * lp + j] = LOAD(at[i]);
                 }
             }

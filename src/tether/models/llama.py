@@ -236,15 +236,17 @@ def _affine(dtype: torch.dtype, *parts: nn.Linear) -> Affine:
 
 def _plain(base: Any) -> bool:
     """Whether a base model is made of nothing but plain layers, in float32, without hooks."""
+    if any(_hooked(module) for module in base.modules()):  # sharding, say
+        return False
+    if any(parameter.dtype != torch.float32 for parameter in base.parameters()):
+        return False
     for layer in base.layers:
-        if _hooked(layer):  # sharding, say
-            return False
         attention, mlp = layer.self_attn, layer.mlp
         parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        for part in (*parts, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-            if type(part) is not nn.Linear or part.weight.dtype != torch.float32:  # adapters, say
-                return False
-    return not _hooked(base)
+        parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        if any(type(part) is not nn.Linear for part in parts):  # adapters, say
+            return False
+    return True
 
 
 def _hooked(module: nn.Module) -> bool:
