@@ -44,8 +44,10 @@ MAY_IMPORT = {
     "constitution": LEARN,
     "evaluation": LEARN,
     "sandbox": LEARN,
+    "footprint": LEARN | {"train"},
     "pipeline": PIPELINE,
-    "cli": PIPELINE | {"pipeline"},
+    "plan": PIPELINE | {"pipeline", "footprint"},
+    "cli": PIPELINE | {"pipeline", "plan"},
 }
 NO_TORCH = BASE | {"feedback"}
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors"}

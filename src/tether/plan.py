@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KINDS = ("sft", "reward", "ppo", "generate")  # the others hold little, or what these hold
 PARTS = ("weights", "gradients", "optimizer", "KV cache", "activations", "logits")
 COMPILED = "oneDNN's compiled bfloat16 products are not counted (100 MiB in a long run of the demo)"
-HOLES = 1.2  # most that a process was seen to hold over the sum: freed memory it cannot use again
+HOLES = 1.25  # most that a process was seen to hold over the sum: freed memory it cannot use again
 
 
 class Planned(NamedTuple):
@@ -215,7 +215,9 @@ def remarks(planned: list[Planned]) -> list[str]:
     free = {each.device: each.free for each in planned if each.free is not None}
     lines += [f"{device}: {mib(size)} MiB are free now" for device, size in free.items()]
     if any(each.process for each in planned):
-        lines.append("a process ends up to a fifth above its sum: memory freed in unusable pieces")
+        lines.append(
+            "a process ends up to a quarter above its sum: memory freed in unusable pieces"
+        )
     return lines
 
 

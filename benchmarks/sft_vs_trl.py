@@ -1,0 +1,41 @@
+"""Supervised fine-tuning: tether against TRL on the same model and texts.
+
+An iteration is 8 optimizer steps on 16 plain texts of 32 to 256 tokens each.
+
+TRL's variants: fp32, amp (autocast to bfloat16), bf16 (all weights in bfloat16), all without
+gradient checkpointing; bf16-grouped (bf16 with texts of similar length in one batch, which makes
+their order less random); default (TRL's own settings: amp with gradient checkpointing).
+tether's variants: bf16 (float32 weights, computed in bfloat16), fp32.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import alternate
+import tyro
+from environment import trl_python
+
+TRL = "1.16.0"
+WORK = {"batch_size": 16, "steps": 8}
+
+
+@dataclass
+class Options(alternate.Options):
+    """What to compare."""
+
+    trl: str = "fp32,amp,bf16,bf16-grouped"
+    """Variants of TRL, parted by commas"""
+    trl_python: Path | None = None
+    """A Python with this version of TRL; without it an environment is made"""
+
+
+def main() -> None:
+    """Compare as the command line says."""
+    options = tyro.cli(Options, description=__doc__)
+    python = trl_python(TRL, options.trl_python)
+    others = alternate.sides("TRL", "trl_side.py", python, options.trl)
+    alternate.compare("sft", options, others, WORK)
+
+
+if __name__ == "__main__":
+    main()

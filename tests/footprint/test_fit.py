@@ -1,0 +1,158 @@
+"""Footprints of sft and reward: which batch is taken, its bytes by part, and what is assumed."""
+
+import sys
+
+import pytest
+
+from tests import tiny
+from tests.train import toys
+from tether.config import GenerateConfig
+from tether.data.batches import Row
+from tether.footprint.fit import Fit, of_reward, of_sft
+from tether.footprint.parts import bytes_of
+from tether.records import Demonstration
+from tether.sections import SamplingConfig
+
+# The parameters of toys.save's Llama, 28 words wide (vocabulary of tests.tiny, with its specials):
+# embedding and head, and two layers of norms (32 + 32), q and o (32·32), k and v (32·16), MLP.
+VOCABULARY = len(tiny.WORDS) + 3
+BACKBONE = VOCABULARY * 32 + 32 + 2 * (64 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+LANGUAGE_MODEL = BACKBONE + VOCABULARY * 32
+FREQUENCIES = 2 * 8 * 4  # bytes of a Llama's rotary buffers
+
+RANKINGS = [
+    {
+        "prompt": row["prompt"],
+        "completions": ["the dog", "a cat", "no it helps"],
+        "ranks": [1, 2, 3],
+    }
+    for row in toys.DEMONSTRATIONS
+]
+
+
+def phase(footprint, name):
+    (found,) = [each.parts for each in footprint.phases if each.name == name]
+    return found
+
+
+@pytest.fixture
+def model(tmp_path):
+    return toys.save(tmp_path)
+
+
+def test_weights_gradients_and_moments_of_sft_by_hand(tmp_path, model):
+    found = of_sft(toys.sft(tmp_path, model), known=True)
+    assert [each.name for each in found.phases] == ["train", "evaluate", "update"]
+    assert phase(found, "update") == {
+        "weights": 4 * LANGUAGE_MODEL + FREQUENCIES,
+        "gradients": 4 * LANGUAGE_MODEL,
+        "optimizer": 8 * LANGUAGE_MODEL,
+    }
+    train = phase(found, "train")
+    assert train["weights"] == 4 * LANGUAGE_MODEL + FREQUENCIES
+    assert train["optimizer"] == 8 * LANGUAGE_MODEL
+    assert found.peak.name == "train"
+    assert found.notes == []
+
+
+def test_the_logits_of_sft_are_those_of_the_completion_tokens(tmp_path, model):
+    """37 tokens with their ends: kept from the forward pass, beside their gradients at the most."""
+    assert sum(len(row["completion"].split()) + 1 for row in toys.DEMONSTRATIONS) == 37
+    train = phase(of_sft(toys.sft(tmp_path, model), known=True), "train")
+    rounded = 64  # gradients have rows of zeros up to a multiple of 64, in the C kernels
+    assert 4 * 37 * VOCABULARY <= train["logits"] <= 4 * (2 * 37 + rounded) * VOCABULARY
+
+
+def test_a_smaller_device_batch_holds_less_and_has_gradients_beside_it(tmp_path, model):
+    whole, halves = (
+        phase(of_sft(toys.sft(tmp_path, model, device_batch_size=rows), known=True), "train")
+        for rows in (0, 2)
+    )
+    assert halves["activations"] + halves["logits"] < whole["activations"] + whole["logits"]
+    assert halves["gradients"] == 4 * LANGUAGE_MODEL
+
+
+def test_batches_of_sft_by_hand(tmp_path, model):
+    config = toys.sft(tmp_path, model, batch_size=3, max_steps=0, epochs=2.0, device_batch_size=2)
+    batches = of_sft(config, known=True).batches
+    assert (batches.optimizer, batches.device, batches.rollout) == (3, 2, None)
+    assert batches.steps == 6  # ⌈2 · 8 / 3⌉
+    assert batches.samples == 18
+    # 22 words before, 28 after, 8 ends: 58 tokens in 8 rows
+    words = sum(len((row["prompt"] + row["completion"]).split()) + 1 for row in toys.DEMONSTRATIONS)
+    assert batches.tokens == round(18 * words / 8)
+
+
+def test_the_fullest_batch_is_that_with_the_most_tokens_in_its_first_pass(tmp_path):
+    """Two long rows count more than three of middling length where two go in a pass."""
+    lengths = [9, 9, 1, 7, 7, 7]
+    config = toys.sft(tmp_path, "model", batch_size=3, max_steps=2, device_batch_size=2)
+    drawn = [[0, 1, 2], [3, 4, 5]]
+
+    def of(rows):
+        fit = Fit(toys.sft(tmp_path, "model", batch_size=3, device_batch_size=rows), lengths, True)
+        return fit.fullest()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tether.footprint.fit.step_indices", lambda n, b, s, step: drawn[step % 2])
+        assert Fit(config, lengths, True).fullest() == [0, 1, 2]
+        patch.setattr(Fit, "steps", 2)
+        assert of(2) == [0, 1, 2]  # 18 tokens against 14
+        assert of(0) == [3, 4, 5]  # 19 tokens against 21
+
+
+def test_without_data_every_row_is_as_long_as_the_settings_allow(tmp_path, model):
+    config = toys.sft(tmp_path, model, max_steps=0)
+    found = of_sft(config, known=False)
+    assert found.notes == [
+        "its data is not there yet: every row is taken to have 64 tokens (max_length, or the "
+        "model's positions)"
+    ]
+    assert (found.batches.steps, found.batches.samples, found.batches.tokens) == (None,) * 3
+    short = of_sft(toys.sft(tmp_path, model, max_length=32), known=False)
+    assert short.batches.steps == 1
+    longer, shorter = (phase(each, "train")["activations"] for each in (found, short))
+    assert 1.8 < longer / shorter < 2.2
+
+
+def test_a_reward_model_has_one_number_in_place_of_the_words(tmp_path, model):
+    found = of_reward(toys.reward(tmp_path, model, RANKINGS, epochs=1.0), known=True)
+    assert phase(found, "update")["gradients"] == 4 * (BACKBONE + 32)
+    assert phase(found, "train")["logits"] == 0
+    assert found.batches.optimizer == 8
+    assert found.batches.device == 24  # completions
+    assert found.batches.steps == 1
+    assert found.notes == []
+
+
+def test_rankings_yet_to_be_made_are_expected_from_their_prompts(tmp_path, model):
+    prompts = toys.write_rows(tmp_path / "prompts.jsonl", toys.PROMPTS)
+    sampling = SamplingConfig(max_new_tokens=20)
+    answers = GenerateConfig(out="", model=model, prompts=prompts, num=3, sampling=sampling)
+    config = toys.reward(tmp_path, model, RANKINGS, batch_size=4)
+    found = of_reward(config, known=False, answers=answers)
+    assert found.batches.steps == 2  # 8 prompts, 4 at a time
+    assert found.batches.device == 12
+    prompt_words = sum(len(row["prompt"].split()) for row in toys.PROMPTS)
+    assert found.batches.tokens == 3 * (prompt_words + 8 * (20 + 1))
+    assert found.notes == [
+        "its data is not there yet: completions are taken to reach the length limit"
+    ]
+
+
+def test_comparisons_of_which_nothing_is_known_are_as_long_as_the_settings_allow(tmp_path, model):
+    found = of_reward(toys.reward(tmp_path, model, RANKINGS, max_length=10), known=False)
+    assert "every row is taken to have 10 tokens" in found.notes[0]
+    assert found.batches.steps is None
+    assert found.batches.device == 16  # a pair each
+
+
+def test_data_is_counted_as_python_holds_it(tmp_path, model):
+    """A list: a header and 8 bytes a place; a number above 256: 28 bytes, rounded up to 32."""
+    assert bytes_of([3, 256, 257, 100_000]) == sys.getsizeof([]) + 4 * 8 + 2 * 32
+    row = Row([1000] * 10, 5)
+    assert bytes_of(row) == sys.getsizeof(row) + sys.getsizeof([]) + 10 * (8 + 32)
+    record = Demonstration(prompt="a", completion="b" * 100)
+    assert bytes_of(record) > sys.getsizeof("a") + sys.getsizeof("b" * 100)
+    assert of_sft(toys.sft(tmp_path, model), known=True).data > 8 * 200
+    assert of_sft(toys.sft(tmp_path, model), known=False).data == 0
