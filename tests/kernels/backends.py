@@ -11,7 +11,7 @@ import torch
 from tether.kernels.build import library
 from tether.kernels.layers import Rotary
 
-NEEDS_C = pytest.mark.skipif(library() is None, reason="no C compiler")
+NEEDS_C = pytest.mark.skipif(library() is None, reason="no C kernels here")
 BACKENDS = [pytest.param("C", marks=NEEDS_C), "torch"]
 HALF_STEP = 2**-8  # bfloat16 rounds by at most this share of a number
 

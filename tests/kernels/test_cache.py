@@ -91,7 +91,7 @@ def test_by_hand(backend):
     cache = Cache.empty(3, 2, heads, torch.float32, CPU)
     first = [[0, 0, 0, 0], [0, 0, 0, 0], [1, 5, 0, 0], [4, 0, 8, 0]]  # q, q, k, v
     second = [[0, 0, -2 * ln3, 0], [0, 0, 0, 4 * ln3], [0, 2, 0, 1], [0, 4, 0, -4]]
-    slot = torch.tensor([1])
+    slot, out = torch.tensor([1]), torch.empty(0)
     for position, token in enumerate((first, second)):
         qkv = torch.tensor([token]).float().flatten(1)
         at = torch.tensor([position])

@@ -37,7 +37,7 @@ def leaf(*shape, dtype=torch.float32, scale=1.0):
 
 def wide(tensor):
     """The same numbers in float64, with a gradient of their own."""
-    return None if tensor is None else tensor.detach().double().requires_grad_()
+    return tensor.detach().double().requires_grad_()
 
 
 def gradients(outputs, inputs):
@@ -92,7 +92,7 @@ def test_add_norm_is_torchs(backend, shape, with_delta):
     x, weight = leaf(*shape), leaf(shape[1])
     delta = leaf(*shape) if with_delta else None
     inputs = [each for each in (x, delta, weight) if each is not None]
-    doubles = [wide(x), wide(delta), wide(weight)]
+    doubles = [None if each is None else wide(each) for each in (x, delta, weight)]
     outputs, wanted = add_norm(x, delta, weight, EPS, torch.float32), plain_add_norm(*doubles)
     for found, want in zip(outputs, wanted, strict=True):
         assert_near(found, want, 1e-6)
@@ -105,15 +105,14 @@ def test_add_norm_is_torchs(backend, shape, with_delta):
 def test_add_norm_in_bfloat16_rounds_only_what_it_hands_on(backend, with_delta):
     x, weight = leaf(37, 33), leaf(33)
     delta = leaf(37, 33, dtype=torch.bfloat16) if with_delta else None
-    doubles = [wide(x), wide(delta), wide(weight)]
+    inputs = [x, weight] if delta is None else [x, weight, delta]
+    doubles = [wide(each) for each in inputs]
     total, out = add_norm(x, delta, weight, EPS, torch.bfloat16)
-    wanted = plain_add_norm(*doubles)
+    wanted = plain_add_norm(doubles[0], doubles[2] if with_delta else None, doubles[1])
     assert_near(total, wanted[0], 1e-6)
     assert_rounded_once(out, wanted[1])
     up_total, up = torch.randn_like(total), torch.randn_like(total).bfloat16()
-    inputs = [each for each in (x, weight, delta) if each is not None]
     found = torch.autograd.grad([total, out], inputs, [up_total, up])
-    doubles = [doubles[0], doubles[2], doubles[1]][: len(inputs)]
     want = torch.autograd.grad(wanted, doubles, [up_total.double(), up.double()])
     assert_near(found[0], want[0], 5e-6)
     assert_near(found[1], want[1], 5e-6)

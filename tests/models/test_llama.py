@@ -323,8 +323,8 @@ def test_llamas_with_something_else(settings):
     assert_right(model)
 
 
-def test_a_classifier_of_the_family(tiny):
-    model = LlamaForSequenceClassification(LlamaConfig(**SMALL, num_labels=1)).eval()
+def test_a_classifier_of_the_family():
+    model = made(LlamaForSequenceClassification, LlamaConfig, {})
     assert lean(model) is not None
     assert_right(model)
 
