@@ -22,9 +22,9 @@ class Measured(NamedTuple):
         return median(row["phases"].get(name, 0.0) for row in self.rows)
 
     @property
-    def per_token(self) -> list[float]:
-        """CPU seconds a token, of each iteration."""
-        return [row["cpu_s"] / row["tokens"] for row in self.rows]
+    def per_token(self) -> float:
+        """CPU seconds a token, over all iterations."""
+        return sum(row["cpu_s"] for row in self.rows) / sum(row["tokens"] for row in self.rows)
 
     @property
     def mean_length(self) -> float:
@@ -46,19 +46,19 @@ class Ratios(NamedTuple):
     """How many times as much the other side takes as ours does; above 1, ours is cheaper."""
 
     cpu: list[float]  # of each round
-    per_token: list[float]
     wall: float  # median over the rounds
+    per_token: float
     peak: float
     working: float
 
 
 def ratios(other: Measured, ours: Measured) -> Ratios:
-    """Ratios within each round; the memory's of the peaks."""
+    """Ratios within each round; a token's over all of them; the memory's of the peaks."""
     rounds = list(zip(other.rows, ours.rows, strict=True))
     return Ratios(
         cpu=[a["cpu_s"] / b["cpu_s"] for a, b in rounds],
-        per_token=[a / b for a, b in zip(other.per_token, ours.per_token, strict=True)],
         wall=median(a["wall_s"] / b["wall_s"] for a, b in rounds),
+        per_token=other.per_token / ours.per_token,
         peak=other.peak / ours.peak,
         working=other.working / ours.working,
     )
@@ -86,9 +86,12 @@ def show(
     console.print(ratios_table(measured, pairs))
     for our in dict.fromkeys(our for _, our in pairs):
         others = [other for other, name in pairs if name == our]
-        best = min(others, key=lambda other: median(measured[other].per_token))
-        found = median(ratios(measured[best], measured[our]).per_token)
-        console.print(f"{our} against the best of the others ({best}): {found:.2f} × per token")
+        best = min(others, key=lambda other: measured[other].median("cpu_s"))
+        found = ratios(measured[best], measured[our])
+        console.print(
+            f"{our} against the fastest of the others, {best}: {median(found.cpu):.2f} × "
+            f"({found.per_token:.2f} × a token)"
+        )
 
 
 def sides_table(title: str, measured: dict[str, Measured]) -> Table:
@@ -103,7 +106,7 @@ def sides_table(title: str, measured: dict[str, Measured]) -> Table:
     for label, side in measured.items():
         cells = [f"{side.median('cpu_s'):.2f}", *(f"{side.phase(name):.2f}" for name in phases)]
         cells += [f"{side.median('tokens'):.0f}", f"{side.mean_length:.1f}"]
-        cells += [f"{1 / median(side.per_token):.0f}"]
+        cells += [f"{1 / side.per_token:.0f}"]
         table.add_row(label, *cells, f"{side.peak:.0f}", f"{side.working:.0f}")
     return table
 
@@ -112,11 +115,10 @@ def ratios_table(measured: dict[str, Measured], pairs: list[tuple[str, str]]) ->
     """Each of the others over each of ours."""
     table = Table(title="ratios: above 1, the second side is cheaper")
     table.add_column("pair")
-    for name in ("CPU min / median / max", "CPU per token", "wall", "peak", "above imports"):
+    for name in ("CPU min / median / max", "wall", "CPU a token", "peak MiB", "above imports"):
         table.add_column(name, justify="right")
     for other, ours in pairs:
         found = ratios(measured[other], measured[ours])
-        rest = (found.wall, found.peak, found.working)
-        cells = [spread(found.cpu), f"{median(found.per_token):.2f}", *(f"{x:.2f}" for x in rest)]
+        cells = [spread(found.cpu), *(f"{ratio:.2f}" for ratio in found[1:])]
         table.add_row(f"{other} : {ours}", *cells)
     return table

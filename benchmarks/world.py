@@ -29,7 +29,7 @@ SPECIAL = ["<pad>", "<eos>", "<unk>"]
 MEAN_LENGTH = 40  # of varied completions, if they were not cut: P(end token) is 1/40
 CONSTANT = 0.1  # what every word has in the constant dimension
 NEVER = -40.0  # nats below an average word
-WRITE_SCALE = 0.1  # of what layers add to the constant's neighbours: keeps the norm the same
+WRITE_SCALE = 0.02  # of what layers add to the other dimensions: keeps the norm the same everywhere
 
 NUM_PROMPTS, NUM_TEXTS, NUM_PAIRS = 512, 512, 256
 

@@ -95,8 +95,7 @@ OURS = measured(200, (4.0, 4.0, 100, 4, 300), (4.0, 5.0, 100, 4, 250), (2.0, 2.0
 def test_ratios_by_hand():
     found = figures.ratios(OTHER, OURS)
     assert found.cpu == [3.0, 2.5, 4.0]  # 12/4, 10/4, 8/2
-    # 0.12/0.04, 0.05/0.04, 0.05/0.025
-    assert found.per_token == pytest.approx([3.0, 1.25, 2.0])
+    assert found.per_token == pytest.approx((30 / 460) / (10 / 280))
     assert found.wall == 3.25  # of 13/4, 2, 9/2
     assert found.peak == pytest.approx(700 / 300)
     assert found.working == 4.0  # (700 - 300) / (300 - 200)
@@ -115,7 +114,7 @@ def test_the_tables_name_the_best_of_the_others(capsys):
     facts = {"cpu": "a processor", "cores": 2, "load": 0.5}
     figures.show("ppo", sides, [("A", "ours"), ("B", "ours")], facts)
     printed = capsys.readouterr().out
-    assert "ours against the best of the others (B): 2.00 × per token" in printed
+    assert "ours against the fastest of the others, B: 3.00 × (1.83 × a token)" in printed
     assert "2.50 / 3.00 / 4.00" in printed
     assert "torch 2" in printed
     assert "imported" not in printed
