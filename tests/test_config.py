@@ -7,8 +7,12 @@ from tether.config import STAGES, PolicyConfig, ScorerConfig
 from tether.errors import ConfigError
 from tether.sections import (
     ComputeConfig,
+    GAEConfig,
     KLConfig,
+    LoraConfig,
     OptimizerConfig,
+    PtxConfig,
+    RatioConfig,
     RewardConfig,
     SamplingConfig,
     StopConfig,
@@ -21,7 +25,12 @@ SCORERS = (ScorerConfig(name="gold", path="g.py:f"), ScorerConfig(name="proxy", 
 NEEDED = {
     "sft": {"model": "m", "data": "d"},
     "reward": {"model": "m", "data": "d"},
-    "ppo": {"model": "m", "prompts": "p", "rewards": (REWARD,)},
+    **{
+        kind: {"model": "m", "prompts": "p", "rewards": (REWARD,)}
+        for kind in ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
+    },
+    **{kind: {"model": "m", "data": "d"} for kind in ("dpo", "ipo", "simpo", "orpo", "kto")},
+    "merge": {"model": "m"},
     "generate": {"model": "m", "prompts": "p"},
     "score": {"data": "d", "reward": REWARD},
     "simulate": {"data": "d", "scorer": "g.py:f"},
@@ -85,19 +94,37 @@ PPO = [
     ({"minibatches": 0}, "minibatches=0 must be a number above 0"),
     (
         {"batch_size": 10, "minibatches": 4},
-        "minibatches=4 must divide batch_size so that minibatches are equal",
+        "minibatches=4 must divide the 10 examples of a step so that minibatches are",
     ),
-    ({"clip": 0.0}, "clip=0.0 must be a number above 0"),
-    ({"discount": 1.5}, "discount=1.5 must lie between 0 and 1"),
-    ({"trace_decay": -0.1}, "trace_decay=-0.1 must lie between 0 and 1"),
-    ({"trace_decay": math.nan}, "trace_decay=nan must lie between 0 and 1"),
+    ({"num": 3}, "num=3 must divide batch_size so that every prompt has as many completions"),
     ({"entropy_coefficient": -1.0}, "entropy_coefficient=-1.0 must be a number of at least 0"),
     ({"missing_eos_penalty": -1.0}, "missing_eos_penalty=-1.0 must be a number of at least 0"),
     ({"reference": "none"}, "kl.beta=0.05 needs a reference; leave reference"),
 ]
 CASES = [
     *[(kind, *case) for kind in ("sft", "reward", "ppo") for case in TRAINING],
-    *[(kind, *case) for kind in ("sft", "reward") for case in EPOCHS],
+    *[(kind, *case) for kind in ("sft", "reward", "dpo", "kto") for case in EPOCHS],
+    *[
+        (kind, {"beta": bad}, f"beta={bad} must be a number above 0")
+        for kind in ("dpo", "ipo", "simpo", "orpo", "kto", "online-dpo")
+        for bad in (0.0, -0.1, math.inf)
+    ],
+    *[
+        (kind, {"num": 1}, "num=1 must be 2 or more: a completion is judged against others")
+        for kind in ("grpo", "rloo", "online-dpo", "best-of-n")
+    ],
+    ("dpo", {"label_smoothing": 0.6}, "label_smoothing=0.6 must lie between 0 and 0.5"),
+    ("dpo", {"label_smoothing": 0.5, "robust": True}, "label_smoothing=0.5 must be at least 0 and"),
+    ("dpo", {"nll": -1.0}, "nll=-1.0 must be a number of at least 0"),
+    ("simpo", {"margin": -1.0}, "margin=-1.0 must be a number of at least 0"),
+    ("kto", {"undesirable_weight": -1.0}, "undesirable_weight=-1.0 must be at least 0"),
+    ("kto", {"batch_size": 1}, "batch_size=1 must be 2 or more for the KL"),
+    ("kto", {"reference": "none"}, "reference='none' must name a model"),
+    ("online-dpo", {"reference": "none"}, "reference='none' must name a model"),
+    ("online-dpo", {"batch_size": 8, "minibatches": 8}, "minibatches=8 must divide the 4 examples"),
+    ("best-of-n", {"batch_size": 8, "minibatches": 4}, "minibatches=4 must divide the 2 examples"),
+    ("reward", {"heads": 0}, "heads=0 must be a number above 0"),
+    ("reward", {"centering": 0.1, "loss": "binary"}, "centering=0.1 needs pairs"),
     *[("ppo", *case) for case in PPO],
     ("sft", {"max_steps": -1}, "max_steps=-1 must be a number of at least 0"),
     ("generate", {"num": 0}, "num=0 must be a number above 0"),
@@ -149,6 +176,19 @@ SECTIONS = [
     (KLConfig, {"horizon": 0}, "kl.horizon=0 must be a number above 0"),
     (KLConfig, {"beta": 0.0, "target": 6.0}, "kl.target=6.0 needs kl.beta above 0 to start from"),
     (ValueConfig, {"learning_rate": 0.0}, "value.learning_rate=0.0 must be a number above 0"),
+    (RatioConfig, {"clip": 0.0}, "ratio.clip=0.0 must be a number above 0"),
+    (RatioConfig, {"clip_high": -0.1}, "ratio.clip_high=-0.1 must be a number of at least 0"),
+    (RatioConfig, {"dual_clip": 1.0}, "ratio.dual_clip=1.0 must be above 1, or 0 for none"),
+    (RatioConfig, {"dual_clip": math.inf}, "ratio.dual_clip=inf must be above 1, or 0 for none"),
+    (GAEConfig, {"discount": 1.5}, "gae.discount=1.5 must lie between 0 and 1"),
+    (GAEConfig, {"trace_decay": -0.1}, "gae.trace_decay=-0.1 must lie between 0 and 1"),
+    (GAEConfig, {"trace_decay": math.nan}, "gae.trace_decay=nan must lie between 0 and 1"),
+    (PtxConfig, {"coefficient": 0.0}, "ptx.coefficient=0.0 must be a number above 0"),
+    (PtxConfig, {"batch_size": -1}, "ptx.batch_size=-1 must be a number of at least 0"),
+    (LoraConfig, {"rank": -1}, "lora.rank=-1 must be a number of at least 0"),
+    (LoraConfig, {"alpha": 8.0}, "lora.alpha=8.0 needs an adapter to train; set lora.rank"),
+    (LoraConfig, {"targets": ("q",)}, "lora.targets=('q',) needs an adapter to train"),
+    (LoraConfig, {"quantize": "4bit"}, "lora.quantize='4bit' needs an adapter to train"),
     (ValueConfig, {"clip": -0.2}, "value.clip=-0.2 must be a number of at least 0"),
     (ValueConfig, {"coefficient": -0.1}, "value.coefficient=-0.1 must be a number of at least"),
     (ValueConfig, {"shared": True, "init": "r"}, "value.init='r' is unused with value.shared ="),
@@ -171,9 +211,10 @@ def test_sections_that_cannot_work_are_refused(section, settings, message):
 
 def test_the_defaults_of_ppo():
     config = make("ppo")
-    assert (config.discount, config.trace_decay) == (1.0, 0.95)
-    assert (config.clip, config.value.clip, config.value.coefficient) == (0.2, 0.2, 0.1)
-    assert (config.epochs, config.missing_eos_penalty, config.bootstrap) == (4, 1.0, False)
+    assert (config.gae.discount, config.gae.trace_decay) == (1.0, 0.95)
+    assert config.gae.standardize
+    assert (config.ratio.clip, config.value.clip, config.value.coefficient) == (0.2, 0.2, 0.1)
+    assert (config.epochs, config.missing_eos_penalty, config.gae.bootstrap) == (4, 1.0, False)
     assert config.optimizer.eps == 1e-5
     assert (config.sampling.temperature, config.sampling.top_p, config.sampling.top_k) == (1, 1, 0)
     assert (config.kl.estimator, config.kl.placement) == ("k1", "reward")

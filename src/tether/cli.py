@@ -28,24 +28,33 @@ One stage at a time (each explains its settings with --help)
   tether generate  --model DIR --prompts FILE --out DIR    sample completions (--num K)
   tether reward    --model DIR --data FILE --out DIR       reward model from rankings or pairs
   tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function --out DIR
+  tether grpo | rloo | reinforce | online-dpo | best-of-n       as ppo, without a value model
+  tether dpo | ipo | simpo | orpo --model DIR --data FILE --out DIR   from pairs, no reward model
+  tether kto       --model DIR --data FILE --out DIR       from thumbs up and down
   tether score     --data FILE --reward DIR|file.py:function --out DIR
   tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
 
 Feedback, reports, data
   tether feedback simulate --data FILE --scorer file.py:function --out DIR
   tether report DIR                      write DIR/report.html anew
+  tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
 
 A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
 """
 
+ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
+OFFLINE = ("dpo", "ipo", "simpo", "orpo", "kto")
+
 INTERRUPTED, REFUSED = 130, 2
+EVALUATE = "tether evaluate --model before=DIR --model after={out}/model --prompts FILE …"
 NEXT_STEP = {
     "sft": "tether generate --model {out}/model --prompts FILE --num 4 --out DIR",
     "generate": "tether score --data {out}/completions.jsonl --reward DIR|FILE.py:F --out DIR",
     "simulate": "tether reward --model DIR --data {out}/rankings.jsonl --out DIR",
     "reward": "tether ppo --model DIR --prompts FILE --reward {out}/model --out DIR",
-    "ppo": "tether evaluate --model before=DIR --model after={out}/model --prompts FILE …",
+    **dict.fromkeys((*ONLINE, *OFFLINE), EVALUATE),
+    "merge": "tether generate --model {out}/model --prompts FILE --out DIR",
     "evaluate": "tether report {out}",
 }
 
@@ -159,11 +168,11 @@ def _parse(kind: str, arguments: list[str]) -> Any:
 
     arguments, example = list(arguments), ["DIR"] if _asks_help(arguments) else []
     taken: dict[str, Any] = {}
-    if kind in ("ppo", "score"):
+    if kind in (*ONLINE, "score"):
         rewards = [RewardConfig(path=path) for path in _take(arguments, "--reward") or example]
         if kind == "score" and len(rewards) != 1:
             raise ConfigError(f"score takes one --reward, not {len(rewards)}")
-        taken = {"rewards": tuple(rewards)} if kind == "ppo" else {"reward": rewards[0]}
+        taken = {"reward": rewards[0]} if kind == "score" else {"rewards": tuple(rewards)}
     if kind == "evaluate":
         models = [_named(word) for word in _take(arguments, "--model") or example]
         scorers = [_named(word) for word in _take(arguments, "--reward") or example]
@@ -257,7 +266,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "run": run,
     "plan": plan,
-    **{kind: stage(kind) for kind in ("sft", "reward", "ppo", "generate", "score", "evaluate")},
+    **{kind: stage(kind) for kind in ("sft", "reward", *ONLINE, *OFFLINE)},
+    **{kind: stage(kind) for kind in ("generate", "score", "evaluate", "merge")},
     "feedback simulate": stage("simulate"),
     "report": report,
     "data check": check_data,

@@ -40,6 +40,10 @@ class ComputeConfig:
     """Attention code. On CPUs in bfloat16, "eager" is faster for short texts"""
     threads: int = 0
     """CPU threads; 0 = torch's own choice"""
+    gradient_checkpointing: bool = False
+    """Compute activations anew in the backward pass instead of keeping them: less memory, slower"""
+    offload: bool = False
+    """On a GPU: models that are frozen wait in the CPU's memory until they are asked"""
 
     def __post_init__(self) -> None:
         not_negative("threads", self.threads)
@@ -76,6 +80,28 @@ class OptimizerConfig:
         positive("optimizer.eps", self.eps)
         not_negative("optimizer.weight_decay", self.weight_decay)
         not_negative("optimizer.max_grad_norm", self.max_grad_norm)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """A low-rank adapter: W + (α/r)·B·A is used, A and B are trained, W stays frozen."""
+
+    rank: int = 0
+    """r; 0 = no adapter, all weights are trained"""
+    alpha: float = 0.0
+    """α; 0 = twice the rank"""
+    targets: tuple[str, ...] = ()
+    """Names of the modules that get one, such as q_proj; none = every linear layer but the head"""
+    quantize: Literal["none", "4bit"] = "none"
+    """"4bit": the frozen base in 4 bits (needs a GPU and the extra `bnb`)"""
+
+    def __post_init__(self) -> None:
+        not_negative("lora.rank", self.rank)
+        not_negative("lora.alpha", self.alpha)
+        rule = "needs an adapter to train; set lora.rank (16 is usual)"
+        for name, off in (("alpha", 0.0), ("targets", ()), ("quantize", "none")):
+            value = getattr(self, name)
+            require(self.rank > 0 or value == off, f"lora.{name}", value, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +154,61 @@ class KLConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RatioConfig:
+    """The clipped ratio ρ = π/π_old: how far one update may go."""
+
+    clip: float = 0.2
+    """ε: below 1 − ε and above 1 + ε the ratio earns nothing more"""
+    clip_high: float = 0.0
+    """ε above 1, where it is to differ from the one below (0.28 is usual); 0 = the same"""
+    dual_clip: float = 0.0
+    """c: a token with a negative advantage costs at most c·|A| (3 is usual); 0 = off"""
+    level: Literal["token", "sequence"] = "token"
+    """"sequence": one ratio a completion, the geometric mean of its tokens' (GSPO)"""
+
+    def __post_init__(self) -> None:
+        positive("ratio.clip", self.clip)
+        not_negative("ratio.clip_high", self.clip_high)
+        rule = "must be above 1, or 0 for none"
+        dual = self.dual_clip
+        require(dual == 0 or (dual > 1 and math.isfinite(dual)), "ratio.dual_clip", dual, rule)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GAEConfig:
+    """Generalized advantage estimation from the value model."""
+
+    discount: float = 1.0
+    """γ"""
+    trace_decay: float = 0.95
+    """λ"""
+    bootstrap: bool = False
+    """Add the value after the cut to the last reward of a completion that was cut"""
+    standardize: bool = True
+    """Give the advantages of a rollout batch mean 0 and std 1 over its tokens"""
+
+    def __post_init__(self) -> None:
+        share("gae.discount", self.discount)
+        share("gae.trace_decay", self.trace_decay)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PtxConfig:
+    """Pretraining or SFT texts beside the rollouts, so that what they taught is not unlearned."""
+
+    data: str = ""
+    """Demonstrations or plain texts; "" = none"""
+    coefficient: float = 0.1
+    """Weight of their mean negative log-prob a token in the loss"""
+    batch_size: int = 0
+    """Texts an optimizer step; 0 = as many as the minibatch has completions"""
+
+    def __post_init__(self) -> None:
+        positive("ptx.coefficient", self.coefficient)
+        not_negative("ptx.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ValueConfig:
     """The value model: estimates the return from every completion token on."""
 
@@ -171,7 +252,17 @@ class RewardConfig:
     """One reward: what it is and how its scores are used."""
 
     path: str
-    """Reward model directory, path/to/file.py:function or package.module:function"""
+    """Reward model, adapter or classifier, path/to/file.py:function or package.module:function"""
+    label: str = ""
+    """Of a classifier: the label, by its name, whose logit or probability is the score"""
+    output: Literal["logit", "probability"] = "logit"
+    """What of that label is the score"""
+    members: tuple[str, ...] = ()
+    """Further reward models: an ensemble with the first"""
+    ensemble: Literal["mean", "min", "pessimistic"] = "mean"
+    """Score of an ensemble: its mean, its least, or mean − pessimism · std"""
+    pessimism: float = 1.0
+    """λ in mean − λ · std"""
     weight: float = 1.0
     """Factor on its scores where several rewards are summed"""
     normalize: bool = True
@@ -181,5 +272,6 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         require(self.path != "", "reward.path", self.path, "must name a reward model or function")
+        not_negative("reward.pessimism", self.pessimism)
         require(math.isfinite(self.weight), "reward.weight", self.weight, "must be a number")
         not_negative("reward.clip", self.clip)

@@ -13,6 +13,7 @@ from tests.tiny import WORDS
 from tests.train import toys
 from tests.train.toys import KINDS
 from tether.sections import (
+    GAEConfig,
     KLConfig,
     OptimizerConfig,
     RewardConfig,
@@ -95,7 +96,7 @@ def test_with_a_tether_it_finds_the_tilted_reference(
         batch_size=batch_size,
         epochs=2,
         minibatches=2,
-        standardize_advantages=False,  # near the optimum all advantages are noise
+        gae=GAEConfig(standardize=False),  # near the optimum all advantages are noise
         kl=KLConfig(beta=beta, placement=placement, estimator=estimator),
         optimizer=OptimizerConfig(learning_rate=4e-3),
     )

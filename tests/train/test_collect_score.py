@@ -15,10 +15,12 @@ from tether.models.chat import encode_prompt
 from tether.models.language_model import completion_logprobs, load
 from tether.models.scalar_head import Centering, new_reward_model
 from tether.rewards.load import Reward, load_reward
-from tether.sections import ComputeConfig, KLConfig, RewardConfig
+from tether.sections import ComputeConfig, GAEConfig, KLConfig, RewardConfig
 from tether.train.collect import collect
 from tether.train.online import aim, rollout_metrics
 from tether.train.score import score, score_texts
+
+RAW = GAEConfig(standardize=False)
 
 ASKED = [row["prompt"] for row in PROMPTS]
 WARM = replace(SAMPLING, temperature=0.6)
@@ -256,7 +258,7 @@ def test_the_score_stands_on_the_last_completion_token(tmp_path, kind, pad_is_eo
     some = roles(tmp_path, kind, pad_is_eos)
     found, _ = scored(some, collected(some.policy))
     found = found._replace(values=torch.zeros_like(found.values))
-    config = toys.ppo(tmp_path, "unused", kl=KLConfig(beta=0.0), standardize_advantages=False)
+    config = toys.ppo(tmp_path, "unused", kl=KLConfig(beta=0.0), gae=RAW)
     targets, _ = aim(found, config, 0.0)
     mask = found.rollout.mask
     for i, n in enumerate(mask.sum(1).tolist()):
@@ -287,7 +289,7 @@ def test_rewards_advantages_and_kl_by_hand(tmp_path):
         values=torch.tensor([[1.0, 0.3], [0.5, 1e6]]),
         bootstrap=None,
     )
-    config = toys.ppo(tmp_path, "unused", trace_decay=0.5, standardize_advantages=False)
+    config = toys.ppo(tmp_path, "unused", gae=replace(RAW, trace_decay=0.5))
     targets, kl_mean = aim(given, config, 0.5)
     close(targets.advantages, [[0, 1.8], [-1.8, 0]])
     close(targets.returns, [[1, 2.1], [-1.3, 0]])
@@ -338,7 +340,7 @@ def test_advantages_are_standardized_over_the_whole_rollout(tmp_path):
     selected = targets.advantages[found.rollout.mask]
     assert selected.mean().item() == pytest.approx(0, abs=1e-6)
     assert selected.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    raw, _ = aim(found, toys.ppo(tmp_path, "unused", standardize_advantages=False), 0.1)
+    raw, _ = aim(found, toys.ppo(tmp_path, "unused", gae=RAW), 0.1)
     assert torch.equal(raw.returns, targets.returns)  # from before the standardization
 
 

@@ -12,6 +12,7 @@ from tether.models.chat import encode_prompt
 from tether.models.language_model import load
 from tether.sections import (
     ComputeConfig,
+    GAEConfig,
     KLConfig,
     OptimizerConfig,
     StopConfig,
@@ -37,7 +38,7 @@ def rolled_out(roles, config, prompts=PROMPTS):
         roles.value,
         temperature=config.sampling.temperature,
         missing_eos_penalty=config.missing_eos_penalty,
-        bootstrap=config.bootstrap,
+        bootstrap=config.gae.bootstrap,
         device_batch_size=config.device_batch_size,
         rescore=True,
     )
@@ -127,7 +128,7 @@ def widened(tensor, columns, junk):
 def test_pad_columns_change_no_metric(tmp_path, kind, junk):
     config = settings(
         tmp_path,
-        bootstrap=True,
+        gae=GAEConfig(bootstrap=True),
         entropy_coefficient=0.1,
         kl=KLConfig(beta=0.3, placement="loss", estimator="k2"),
     )
@@ -145,7 +146,7 @@ def test_pad_columns_change_no_metric(tmp_path, kind, junk):
             logprobs=widened(scored.rollout.logprobs, columns, junk),
         )
         # Once with β in the reward, so that KL on pads would reach the returns.
-        in_reward = settings(tmp_path, bootstrap=True, kl=KLConfig(beta=0.3))
+        in_reward = settings(tmp_path, gae=GAEConfig(bootstrap=True), kl=KLConfig(beta=0.3))
         targets, kl_mean = aim(scored._replace(rollout=rollout, **wide), in_reward, 0.3)
         optimizer = torch.optim.SGD(some.policy.model.parameters(), lr=0.01)
         metrics = rollout_metrics(targets, kl_mean)
@@ -168,7 +169,7 @@ def test_at_first_ratio_is_1_and_the_loss_minus_the_mean_advantage(
 ):
     some = roles(tmp_path, kind, pad_is_eos)
     sampling = replace(SAMPLING, temperature=temperature)
-    config = settings(tmp_path, standardize_advantages=False, sampling=sampling)
+    config = settings(tmp_path, gae=GAEConfig(standardize=False), sampling=sampling)
     targets = rolled_out(some, config)
     metrics = accumulate(some.policy, some.value, targets, list(range(8)), config, 0.0)
     mask = targets.scored.rollout.mask

@@ -15,6 +15,7 @@ from tether.models.scalar_head import load_reward_model, new_reward_model, save_
 from tether.rundir import StageFolder
 from tether.sections import (
     ComputeConfig,
+    GAEConfig,
     KLConfig,
     OptimizerConfig,
     RewardConfig,
@@ -23,6 +24,7 @@ from tether.sections import (
     ValueConfig,
 )
 from tether.train import online
+from tether.train import roles as loading
 from tether.train.online import train_ppo
 from tether.train.reward import train_reward
 
@@ -178,7 +180,7 @@ def test_a_cut_completion_may_be_valued_as_if_it_went_on(tmp_path):
                     path,
                     steps=1,
                     out=str(tmp_path / f"{bootstrap}"),
-                    bootstrap=bootstrap,
+                    gae=GAEConfig(bootstrap=bootstrap),
                     rewards=(RewardConfig(path=reward),),
                 )
             )
@@ -236,26 +238,26 @@ def test_a_reference_of_other_words_is_refused(tmp_path):
 
 def test_a_start_that_is_not_the_reference_is_caught(tmp_path, monkeypatch):
     path, other = toys.save(tmp_path), toys.save(tmp_path / "other", seed=1)
-    load = online.load
+    load = loading.load
 
     def mistaken(name, compute, *, trainable=False):
         return load(name if trainable else other, compute, trainable=trainable)
 
-    monkeypatch.setattr(online, "load", mistaken)
+    monkeypatch.setattr(loading, "load", mistaken)
     with pytest.raises(CheckError, match="the reference is not the frozen start"):
         train_ppo(toys.ppo(tmp_path, path))
     assert {file.name for file in (tmp_path / "ppo").iterdir()} == {"config.toml"}
 
 
 def test_dropout_that_survives_loading_is_caught(tmp_path, monkeypatch):
-    load = online.load
+    load = loading.load
 
     def careless(name, compute, *, trainable=False):
         language_model = load(name, compute, trainable=trainable)
         language_model.model.transformer.drop.p = 0.1
         return language_model
 
-    monkeypatch.setattr(online, "load", careless)
+    monkeypatch.setattr(loading, "load", careless)
     with pytest.raises(CheckError, match=r"dropout is on in transformer\.drop"):
         train_ppo(toys.ppo(tmp_path, toys.save(tmp_path, "gpt2")))
 
@@ -403,7 +405,7 @@ def test_the_value_starts_as_the_centred_reward_model(tmp_path, kind):
     reward = trained_reward(tmp_path, path)
     rewards = (RewardConfig(path=reward),)
     for value in (ValueConfig(), ValueConfig(init=reward)):
-        roles = online.load_roles(toys.ppo(tmp_path, path, rewards=rewards, value=value))
+        roles = loading.load_roles(toys.ppo(tmp_path, path, rewards=rewards, value=value))
         start = load_reward_model(reward, ComputeConfig())
         shift, scale = start.centering
         hidden = torch.linspace(-1, 1, 64).reshape(2, 32)
@@ -430,7 +432,7 @@ def test_a_reward_model_of_other_words_scores_texts_and_starts_no_value(tmp_path
     path = toys.save(tmp_path)
     other = toys.save(tmp_path / "other", "gpt2", tokenizer=word_tokenizer(WORDS[::-1]))
     rewards = (RewardConfig(path=trained_reward(tmp_path, other)),)
-    roles = online.load_roles(toys.ppo(tmp_path, path, rewards=rewards))
+    roles = loading.load_roles(toys.ppo(tmp_path, path, rewards=rewards))
     assert type(roles.value.model) is type(roles.policy.model)
     assert roles.value.model is not roles.policy.model
     by_hand = load_reward_model(rewards[0].path, ComputeConfig())

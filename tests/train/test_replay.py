@@ -26,6 +26,7 @@ from tether.models.scalar_head import value_model_from_backbone
 from tether.rewards.load import Reward
 from tether.sections import (
     ComputeConfig,
+    GAEConfig,
     KLConfig,
     OptimizerConfig,
     RewardConfig,
@@ -34,7 +35,8 @@ from tether.sections import (
 )
 from tether.train import loop
 from tether.train.improve import improve
-from tether.train.online import Roles, aim, rollout_metrics
+from tether.train.online import aim, rollout_metrics
+from tether.train.roles import Roles
 from tether.train.score import by_buckets, score
 
 GOLDEN = Path(__file__).with_name("golden_replay.json")
@@ -57,7 +59,7 @@ SETTINGS = {
     "gpt2": PPOConfig(
         **COMMON,
         device_batch_size=3,
-        bootstrap=True,
+        gae=GAEConfig(bootstrap=True),
         entropy_coefficient=0.01,
         kl=KLConfig(beta=0.2, placement="loss", estimator="k3"),
         sampling=SamplingConfig(temperature=0.8),
@@ -155,7 +157,7 @@ def update(roles: Roles, optimizer, config: PPOConfig, step: int, given: list[di
         roles.value,
         temperature=temperature,
         missing_eos_penalty=config.missing_eos_penalty,
-        bootstrap=config.bootstrap,
+        bootstrap=config.gae.bootstrap,
         device_batch_size=config.device_batch_size,
         rescore=False,
     )

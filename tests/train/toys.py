@@ -21,7 +21,7 @@ from tether.sections import (
     RewardConfig,
     SamplingConfig,
 )
-from tether.train.online import Roles
+from tether.train.roles import Roles
 
 # Rotary and absolute positions, each with a pad token of its own and with pad = eos.
 MODELS = pytest.mark.parametrize(

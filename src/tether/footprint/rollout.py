@@ -196,7 +196,7 @@ class Roles:
             self.value,
             temperature=config.sampling.temperature,
             missing_eos_penalty=config.missing_eos_penalty,
-            bootstrap=config.bootstrap,
+            bootstrap=config.gae.bootstrap,
             device_batch_size=config.device_batch_size,
             rescore=True,
         )

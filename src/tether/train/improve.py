@@ -110,7 +110,7 @@ def device_loss(
         old,
         targets.advantages[part].to(device),
         mask,
-        clip=config.clip,
+        clip=config.ratio.clip,
         num_tokens=num_tokens,
     )
     value_part = policy_losses.value_loss(

@@ -13,45 +13,20 @@ from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
 from tether.data.rollout import Scored, Targets
 from tether.engine.decode import check_lengths
-from tether.errors import ConfigError
 from tether.models.chat import encode_prompt
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
-from tether.models.language_model import LanguageModel, load, save
-from tether.models.scalar_head import (
-    ScalarModel,
-    load_reward_model,
-    value_model_from_backbone,
-    value_model_from_reward,
-)
+from tether.models.language_model import save
 from tether.progress import Steps, console
 from tether.records import Text
-from tether.rewards.load import Reward, load_reward
 from tether.rundir import StageFolder
 from tether.train import loop
 from tether.train.collect import collect
 from tether.train.improve import check_first_minibatch, improve
+from tether.train.roles import Roles, load_roles
 from tether.train.score import score
 
 SAMPLES_LOGGED = 4  # completions a logged step
 STEPS_BETWEEN_SAMPLES = 5
-
-
-@dataclass
-class Roles:
-    """The models of a PPO run."""
-
-    policy: LanguageModel
-    reference: LanguageModel | None
-    rewards: list[Reward]
-    value: ScalarModel
-
-    @property
-    def modules(self) -> dict[str, torch.nn.Module]:
-        """What is trained and so checkpointed."""
-        trained = {"policy": self.policy.model, "value_head": self.value.head}
-        if self.value.model is not self.policy.model:
-            trained["value"] = self.value.model.base_model
-        return trained
 
 
 @dataclass
@@ -91,54 +66,6 @@ def train_ppo(config: PPOConfig) -> Path:
     provenance = {"made_by": "tether ppo", "model": config.model, "prompts": config.prompts}
     folder.write_model(lambda path: save(roles.policy, path, provenance))
     return folder.finish(**facts)
-
-
-def load_roles(config: PPOConfig) -> Roles:
-    """Load policy, reference, rewards and value model.
-
-    Raises:
-        ModelError: A model cannot be used.
-        ConfigError: A reward, the reference or the value's start cannot be used.
-    """
-    rewards = [load_reward(reward, config.compute) for reward in config.rewards]
-    policy = load(config.model, config.compute, trainable=True)
-    reference = None
-    if config.reference != "none" and (config.kl.beta or config.reference):
-        reference = load(config.reference or config.model, config.compute)
-        if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-            raise ConfigError(
-                f"reference={config.reference!r} has another vocabulary than the policy "
-                f'{config.model!r}; leave reference = "" to hold to the policy as it starts'
-            )
-    value = load_value(config, policy, rewards)
-    loop.check_no_dropout(policy.model, value.model)
-    policy.model.train()
-    value.model.train()
-    return Roles(policy, reference, rewards, value)
-
-
-def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) -> ScalarModel:
-    """The value model: on the policy's backbone, from a reward model, or from the start policy.
-
-    Raises:
-        ConfigError: value.init has another vocabulary than the policy, so it cannot read its ids.
-    """
-    if config.value.shared:
-        return value_model_from_backbone(policy.model, policy.place)
-    models = [reward.config.path for reward in rewards if reward.model]
-    path = config.value.init or (models[0] if models else "")
-    if path:
-        start = load_reward_model(path, config.compute, trainable=True)
-        words = policy.tokenizer.get_vocab()
-        if words.items() <= start.tokenizer.get_vocab().items():
-            return value_model_from_reward(start)
-        if config.value.init:
-            raise ConfigError(
-                f"value.init={path!r} has another vocabulary than the policy {config.model!r}; "
-                'leave value.init = "" to start from the policy'
-            )
-    start_policy = load(config.model, config.compute, trainable=True)
-    return value_model_from_backbone(start_policy.model, start_policy.place)
 
 
 @dataclass
@@ -210,7 +137,7 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
         roles.value,
         temperature=config.sampling.temperature,
         missing_eos_penalty=config.missing_eos_penalty,
-        bootstrap=config.bootstrap,
+        bootstrap=config.gae.bootstrap,
         device_batch_size=config.device_batch_size,
         rescore=first or roles.policy.place.dtype != torch.float32,
     )
@@ -251,11 +178,11 @@ def aim(scored: Scored, config: PPOConfig, beta: float) -> tuple[Targets, float]
         rewards,
         scored.values,
         mask,
-        discount=config.discount,
-        trace_decay=config.trace_decay,
+        discount=config.gae.discount,
+        trace_decay=config.gae.trace_decay,
         bootstrap=scored.bootstrap,
     )
-    if config.standardize_advantages:
+    if config.gae.standardize:
         estimated = masked.standardize(estimated, mask)
     sampled_kl = (scored.old_logprobs - scored.reference_logprobs).masked_fill(~mask, 0.0)
     return Targets(scored, estimated, returns), float(sampled_kl.sum(1).mean())

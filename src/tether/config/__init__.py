@@ -1,0 +1,92 @@
+"""Settings of every stage: frozen dataclasses, read from TOML or the command line.
+
+The string under a field is its help text. "Off" is 0, false, "" or "none". A setting that cannot
+work is refused here, before anything is loaded.
+"""
+
+from tether.config.base import FitConfig, StageConfig, TrainConfig
+from tether.config.evaluation import EvaluateConfig, PolicyConfig, ScorerConfig
+from tether.config.online import (
+    BestOfNConfig,
+    GRPOConfig,
+    OnlineConfig,
+    OnlineDPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+)
+from tether.config.records import (
+    GenerateConfig,
+    PrepareConfig,
+    SandboxConfig,
+    ScoreConfig,
+    SimulateConfig,
+)
+from tether.config.training import (
+    DPOConfig,
+    IPOConfig,
+    KTOConfig,
+    MergeConfig,
+    ORPOConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SFTConfig,
+    SimPOConfig,
+)
+
+STAGES: dict[str, type[StageConfig]] = {
+    "sandbox": SandboxConfig,
+    "prepare": PrepareConfig,
+    "sft": SFTConfig,
+    "generate": GenerateConfig,
+    "simulate": SimulateConfig,
+    "reward": RewardModelConfig,
+    "ppo": PPOConfig,
+    "grpo": GRPOConfig,
+    "rloo": RLOOConfig,
+    "reinforce": ReinforceConfig,
+    "online-dpo": OnlineDPOConfig,
+    "best-of-n": BestOfNConfig,
+    "dpo": DPOConfig,
+    "ipo": IPOConfig,
+    "simpo": SimPOConfig,
+    "orpo": ORPOConfig,
+    "kto": KTOConfig,
+    "merge": MergeConfig,
+    "score": ScoreConfig,
+    "evaluate": EvaluateConfig,
+}
+"""Stage kinds of a recipe and their settings."""
+
+__all__ = [
+    "STAGES",
+    "BestOfNConfig",
+    "DPOConfig",
+    "EvaluateConfig",
+    "FitConfig",
+    "GRPOConfig",
+    "GenerateConfig",
+    "IPOConfig",
+    "KTOConfig",
+    "MergeConfig",
+    "ORPOConfig",
+    "OnlineConfig",
+    "OnlineDPOConfig",
+    "PPOConfig",
+    "PolicyConfig",
+    "PolicyGradientConfig",
+    "PreferenceConfig",
+    "PrepareConfig",
+    "RLOOConfig",
+    "ReinforceConfig",
+    "RewardModelConfig",
+    "SFTConfig",
+    "SandboxConfig",
+    "ScoreConfig",
+    "ScorerConfig",
+    "SimPOConfig",
+    "SimulateConfig",
+    "StageConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,74 @@
+"""Settings of the stages that make records: completions, scores, rankings, a world."""
+
+from dataclasses import dataclass, field
+
+from tether.config.base import StageConfig
+from tether.sections import RewardConfig, SamplingConfig, positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig(StageConfig):
+    """Sample completions of prompts from a model."""
+
+    model: str
+    """Hugging Face model directory or hub id"""
+    prompts: str
+    """Prompts"""
+    num: int = 1
+    """Completions a prompt"""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters to answer with, one after the other on one base; none = the model itself"""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampling"""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        positive("num", self.num)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig(StageConfig):
+    """Score prompts with completions by a reward."""
+
+    data: str
+    """What `tether generate` wrote, or demonstrations"""
+    reward: RewardConfig
+    """The reward"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulateConfig(StageConfig):
+    """Simulated labelers rank completions around a known score."""
+
+    data: str
+    """Completions: what `tether generate` wrote"""
+    scorer: str
+    """The known score: path/to/file.py:function or package.module:function"""
+    scale: float = 1.0
+    """Factor on the scores before the labelers' noise, which is in units of the sandbox's score"""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        positive("scale", self.scale)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig(StageConfig):
+    """Turn any data into records with a function of yours: function(rows) -> {name: rows}."""
+
+    data: str
+    """JSONL file"""
+    function: str
+    """path/to/file.py:function; gets a list of dicts, returns {"name": list of dicts}"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxConfig(StageConfig):
+    """Write the sandbox world: its texts and an untrained model with its tokenizer."""
+
+    hidden_size: int = 128
+    """Width of the model"""
+    num_layers: int = 3
+    """Layers"""
+    num_heads: int = 4
+    """Attention heads"""
