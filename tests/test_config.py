@@ -11,8 +11,8 @@ from tether.sections import (
     KLConfig,
     LoraConfig,
     OptimizerConfig,
+    PolicyLossConfig,
     PtxConfig,
-    RatioConfig,
     RewardConfig,
     SamplingConfig,
     StopConfig,
@@ -97,7 +97,6 @@ PPO = [
         "minibatches=4 must divide the 10 examples of a step so that minibatches are",
     ),
     ({"num": 3}, "num=3 must divide batch_size so that every prompt has as many completions"),
-    ({"entropy_coefficient": -1.0}, "entropy_coefficient=-1.0 must be a number of at least 0"),
     ({"missing_eos_penalty": -1.0}, "missing_eos_penalty=-1.0 must be a number of at least 0"),
     ({"reference": "none"}, "kl.beta=0.05 needs a reference; leave reference"),
 ]
@@ -176,10 +175,23 @@ SECTIONS = [
     (KLConfig, {"horizon": 0}, "kl.horizon=0 must be a number above 0"),
     (KLConfig, {"beta": 0.0, "target": 6.0}, "kl.target=6.0 needs kl.beta above 0 to start from"),
     (ValueConfig, {"learning_rate": 0.0}, "value.learning_rate=0.0 must be a number above 0"),
-    (RatioConfig, {"clip": 0.0}, "ratio.clip=0.0 must be a number above 0"),
-    (RatioConfig, {"clip_high": -0.1}, "ratio.clip_high=-0.1 must be a number of at least 0"),
-    (RatioConfig, {"dual_clip": 1.0}, "ratio.dual_clip=1.0 must be above 1, or 0 for none"),
-    (RatioConfig, {"dual_clip": math.inf}, "ratio.dual_clip=inf must be above 1, or 0 for none"),
+    (PolicyLossConfig, {"clip": 0.0}, "policy_loss.clip=0.0 must be a number above 0"),
+    (PolicyLossConfig, {"entropy_coefficient": -1.0}, "policy_loss.entropy_coefficient=-1.0 must"),
+    (
+        PolicyLossConfig,
+        {"clip_high": -0.1},
+        "policy_loss.clip_high=-0.1 must be a number of at least 0",
+    ),
+    (
+        PolicyLossConfig,
+        {"dual_clip": 1.0},
+        "policy_loss.dual_clip=1.0 must be above 1, or 0 for none",
+    ),
+    (
+        PolicyLossConfig,
+        {"dual_clip": math.inf},
+        "policy_loss.dual_clip=inf must be above 1, or 0 for none",
+    ),
     (GAEConfig, {"discount": 1.5}, "gae.discount=1.5 must lie between 0 and 1"),
     (GAEConfig, {"trace_decay": -0.1}, "gae.trace_decay=-0.1 must lie between 0 and 1"),
     (GAEConfig, {"trace_decay": math.nan}, "gae.trace_decay=nan must lie between 0 and 1"),
@@ -213,7 +225,7 @@ def test_the_defaults_of_ppo():
     config = make("ppo")
     assert (config.gae.discount, config.gae.trace_decay) == (1.0, 0.95)
     assert config.gae.standardize
-    assert (config.ratio.clip, config.value.clip, config.value.coefficient) == (0.2, 0.2, 0.1)
+    assert (config.policy_loss.clip, config.value.clip, config.value.coefficient) == (0.2, 0.2, 0.1)
     assert (config.epochs, config.missing_eos_penalty, config.gae.bootstrap) == (4, 1.0, False)
     assert config.optimizer.eps == 1e-5
     assert (config.sampling.temperature, config.sampling.top_p, config.sampling.top_k) == (1, 1, 0)

@@ -154,8 +154,8 @@ class KLConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RatioConfig:
-    """The clipped ratio ρ = π/π_old: how far one update may go."""
+class PolicyLossConfig:
+    """The clipped policy loss on the ratio ρ = π/π_old, and the entropy bonus."""
 
     clip: float = 0.2
     """ε: below 1 − ε and above 1 + ε the ratio earns nothing more"""
@@ -165,13 +165,16 @@ class RatioConfig:
     """c: a token with a negative advantage costs at most c·|A| (3 is usual); 0 = off"""
     level: Literal["token", "sequence"] = "token"
     """"sequence": one ratio a completion, the geometric mean of its tokens' (GSPO)"""
+    entropy_coefficient: float = 0.0
+    """c2 in L = L_policy + c1·L_value − c2·H"""
 
     def __post_init__(self) -> None:
-        positive("ratio.clip", self.clip)
-        not_negative("ratio.clip_high", self.clip_high)
-        rule = "must be above 1, or 0 for none"
-        dual = self.dual_clip
-        require(dual == 0 or (dual > 1 and math.isfinite(dual)), "ratio.dual_clip", dual, rule)
+        positive("policy_loss.clip", self.clip)
+        not_negative("policy_loss.clip_high", self.clip_high)
+        not_negative("policy_loss.entropy_coefficient", self.entropy_coefficient)
+        dual, rule = self.dual_clip, "must be above 1, or 0 for none"
+        fits = dual == 0 or (dual > 1 and math.isfinite(dual))
+        require(fits, "policy_loss.dual_clip", dual, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from tether.sections import (
     GAEConfig,
     KLConfig,
     OptimizerConfig,
+    PolicyLossConfig,
     StopConfig,
     ValueConfig,
 )
@@ -63,7 +64,7 @@ def settings(tmp_path, **changes):
 LOSSES = {
     "policy": {"value": ValueConfig(coefficient=0.0)},
     "value": {"value": ValueConfig(coefficient=0.7)},
-    "entropy": {"entropy_coefficient": 0.3},
+    "entropy": {"policy_loss": PolicyLossConfig(entropy_coefficient=0.3)},
     "kl": {"kl": KLConfig(beta=0.5, placement="loss", estimator="k3")},
 }
 
@@ -129,7 +130,7 @@ def test_pad_columns_change_no_metric(tmp_path, kind, junk):
     config = settings(
         tmp_path,
         gae=GAEConfig(bootstrap=True),
-        entropy_coefficient=0.1,
+        policy_loss=PolicyLossConfig(entropy_coefficient=0.1),
         kl=KLConfig(beta=0.3, placement="loss", estimator="k2"),
     )
     found = []

@@ -40,6 +40,8 @@ class TrainConfig(StageConfig):
     """Rows per forward pass; changes memory, not the mathematics. 0 = the whole optimizer batch"""
     checkpoint_every: int = 200
     """Steps between checkpoints; 0 = none"""
+    keep_every: int = 0
+    """Steps between models kept as models/step-000010, for curves; 0 = only the last one"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedule"""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -50,6 +52,7 @@ class TrainConfig(StageConfig):
         positive("batch_size", self.batch_size)
         not_negative("device_batch_size", self.device_batch_size)
         not_negative("checkpoint_every", self.checkpoint_every)
+        not_negative("keep_every", self.keep_every)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

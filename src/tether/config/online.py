@@ -6,8 +6,8 @@ from tether.config.base import TrainConfig
 from tether.sections import (
     GAEConfig,
     KLConfig,
+    PolicyLossConfig,
     PtxConfig,
-    RatioConfig,
     RewardConfig,
     SamplingConfig,
     StopConfig,
@@ -68,10 +68,8 @@ class OnlineConfig(TrainConfig):
 class PolicyGradientConfig(OnlineConfig):
     """What the methods with a clipped ratio have."""
 
-    entropy_coefficient: float = 0.0
-    """c2 in L = L_policy + c1·L_value − c2·H"""
-    ratio: RatioConfig = field(default_factory=RatioConfig)
-    """Clipped ratio"""
+    policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    """Clipped policy loss"""
     kl: KLConfig = field(default_factory=KLConfig)
     """KL tether"""
     ptx: PtxConfig = field(default_factory=PtxConfig)
@@ -79,7 +77,6 @@ class PolicyGradientConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         OnlineConfig.__post_init__(self)
-        not_negative("entropy_coefficient", self.entropy_coefficient)
         rule = (
             'needs a reference; leave reference = "" (the policy as it starts) or set kl.beta = 0'
         )

@@ -110,7 +110,7 @@ def device_loss(
         old,
         targets.advantages[part].to(device),
         mask,
-        clip=config.ratio.clip,
+        clip=config.policy_loss.clip,
         num_tokens=num_tokens,
     )
     value_part = policy_losses.value_loss(
@@ -123,8 +123,8 @@ def device_loss(
     )
     entropy = entropies.sum() / num_tokens
     loss = policy_part.loss + config.value.coefficient * value_part.loss
-    if config.entropy_coefficient:
-        loss = loss - config.entropy_coefficient * entropy
+    if config.policy_loss.entropy_coefficient:
+        loss = loss - config.policy_loss.entropy_coefficient * entropy
     if beta and config.kl.placement == "loss":
         reference = targets.scored.reference_logprobs[part].to(device)
         penalty = kl_penalty(grid, old, reference, config.kl.estimator)
@@ -152,7 +152,7 @@ def forward(
         hidden,
         temperature=config.sampling.temperature,
         with_entropy=True,
-        entropy_grad=config.entropy_coefficient > 0,
+        entropy_grad=config.policy_loss.entropy_coefficient > 0,
     )
     shared = value.model is policy.model
     return logprobs, entropies, value.numbers(hidden) if shared else value.values(batch)
