@@ -235,8 +235,11 @@ def widened(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def weighing(
-    weight: Float[Tensor, " P"] | None, like: Float[Tensor, " P"], name: str, total: float | None
-) -> tuple[Float[Tensor, " P"], float]:
+    weight: Float[Tensor, " P"] | None,
+    like: Float[Tensor, " P"],
+    name: str,
+    total: int | float | None,
+) -> tuple[Float[Tensor, " P"], int | float]:
     """The weights, 1 each unless given, and what weighted sums are divided by."""
     if weight is None:
         weight = torch.ones_like(like)
