@@ -28,11 +28,14 @@ One stage at a time (each explains its settings with --help)
   tether generate  --model DIR --prompts FILE --out DIR    sample completions (--num K)
   tether reward    --model DIR --data FILE --out DIR       reward model from rankings or pairs
   tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function --out DIR
-  tether grpo | rloo | reinforce | online-dpo | best-of-n       as ppo, without a value model
-  tether dpo | ipo | simpo | orpo --model DIR --data FILE --out DIR   from pairs, no reward model
-  tether kto       --model DIR --data FILE --out DIR       from thumbs up and down
   tether score     --data FILE --reward DIR|file.py:function --out DIR
   tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
+
+Other methods, with the settings of ppo or of reward
+  tether grpo      tether rloo      tether reinforce       like ppo, without a value model
+  tether online-dpo                 tether best-of-n       learn what the reward chooses
+  tether dpo       tether ipo       tether simpo           from pairs, without a reward model
+  tether orpo      tether kto                              from pairs; from thumbs up and down
 
 Feedback, reports, data
   tether feedback simulate --data FILE --scorer file.py:function --out DIR

@@ -104,7 +104,7 @@ class StageFolder:
         self._settings = to_table(config)
         self._inputs = inputs
         self._fingerprints: dict[str, str] = {}
-        self._started = time.perf_counter()
+        self._started = time.perf_counter(), time.process_time()
         self._refuse_another()
 
     def _refuse_another(self) -> None:
@@ -186,10 +186,18 @@ class StageFolder:
         with written_aside(self.path / "model") as aside:
             save(aside)
 
+    def keep_model(self, step: int, save: Callable[[Path], None]) -> None:
+        """Let `save(folder)` fill `models/step-000120/`: the model as it was after that step."""
+        (self.path / "models").mkdir(parents=True, exist_ok=True)
+        with written_aside(self.path / "models" / f"step-{step:06d}") as aside:
+            save(aside)
+
     def finish(self, **facts: Any) -> Path:
         """Write `result.json` and remove the checkpoints: the stage is finished."""
-        seconds = round(time.perf_counter() - self._started, 2)
-        result = {"kind": self.kind, "name": self.path.name, "seconds": seconds}
+        wall, cpu = self._started
+        result: dict[str, Any] = {"kind": self.kind, "name": self.path.name}
+        result["seconds"] = round(time.perf_counter() - wall, 2)
+        result["cpu_seconds"] = round(time.process_time() - cpu, 2)
         result["peak_memory_mib"] = peak_memory()
         result["inputs"] = self._fingerprints
         write_json(self.path / "result.json", {**result, **facts})

@@ -273,6 +273,11 @@ class RewardConfig:
     clip: float = 5.0
     """Scores are cut to ± this after normalization; 0 = off"""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Everything that its scores come from."""
+        return (self.path, *self.members)
+
     def __post_init__(self) -> None:
         require(self.path != "", "reward.path", self.path, "must name a reward model or function")
         not_negative("reward.pessimism", self.pessimism)

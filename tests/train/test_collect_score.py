@@ -16,8 +16,8 @@ from tether.models.language_model import completion_logprobs, load
 from tether.models.scalar_head import Centering, new_reward_model
 from tether.rewards.load import Reward, load_reward
 from tether.sections import ComputeConfig, GAEConfig, KLConfig, RewardConfig
+from tether.train.aim import aim, rollout_metrics, sampled_kl, target_metrics
 from tether.train.collect import collect
-from tether.train.online import aim, rollout_metrics
 from tether.train.score import score, score_texts
 
 RAW = GAEConfig(standardize=False)
@@ -217,7 +217,7 @@ def test_without_a_reference_there_is_no_distance(tmp_path, kind):
     found, metrics = scored(some, collected(some.policy), rescore=False)
     assert torch.equal(found.reference_logprobs, found.old_logprobs)
     assert "logprob_gap_max" not in metrics
-    assert aim(found, toys.ppo(tmp_path, "unused", kl=KLConfig(beta=0.0)), 0.0)[1] == 0
+    assert sampled_kl(found) == 0
 
 
 @MODELS
@@ -259,7 +259,7 @@ def test_the_score_stands_on_the_last_completion_token(tmp_path, kind, pad_is_eo
     found, _ = scored(some, collected(some.policy))
     found = found._replace(values=torch.zeros_like(found.values))
     config = toys.ppo(tmp_path, "unused", kl=KLConfig(beta=0.0), gae=RAW)
-    targets, _ = aim(found, config, 0.0)
+    targets = aim(found, config, 0.0)
     mask = found.rollout.mask
     for i, n in enumerate(mask.sum(1).tolist()):
         expected = [found.scores[i].item() * 0.95 ** (n - 1 - t) for t in range(n)]
@@ -290,25 +290,24 @@ def test_rewards_advantages_and_kl_by_hand(tmp_path):
         bootstrap=None,
     )
     config = toys.ppo(tmp_path, "unused", gae=replace(RAW, trace_decay=0.5))
-    targets, kl_mean = aim(given, config, 0.5)
+    targets = aim(given, config, 0.5)
     close(targets.advantages, [[0, 1.8], [-1.8, 0]])
     close(targets.returns, [[1, 2.1], [-1.3, 0]])
-    assert kl_mean == pytest.approx(0.4)
-    found = rollout_metrics(targets, kl_mean)
+    found = {**rollout_metrics(given), **target_metrics(targets)}
+    assert found["kl"] == pytest.approx(0.4)
     assert found["score"] == 0.5
     assert found["reward"] == pytest.approx(-0.15)  # first returns 1 and -1.3
     assert found["length"] == 1.5
-    targets, _ = aim(given._replace(bootstrap=torch.tensor([0.25, 0.0])), config, 0.5)
+    targets = aim(given._replace(bootstrap=torch.tensor([0.25, 0.0])), config, 0.5)
     close(targets.advantages, [[0.125, 2.05], [-1.8, 0]])
     close(targets.returns, [[1.125, 2.35], [-1.3, 0]])
     # With the KL in the loss, the rewards hold the score alone: δ = (-0.7, 1.7), -1 - 0.5.
     loss = replace(config, kl=KLConfig(beta=0.5, placement="loss"))
-    targets, kl_mean = aim(given, loss, 0.5)
+    targets = aim(given, loss, 0.5)
     close(targets.advantages, [[0.15, 1.7], [-1.5, 0]])
-    assert kl_mean == pytest.approx(0.4)
     # k3 in the reward: e^{-0.4} - 1 + 0.4 = 0.0703200 and e^{0.2} - 1.2 = 0.0214028
     k3 = replace(config, kl=KLConfig(beta=0.5, estimator="k3"))
-    targets, _ = aim(given, k3, 0.5)
+    targets = aim(given, k3, 0.5)
     close(targets.returns[:, 1], [1.9892986, 0])
 
 
@@ -325,22 +324,21 @@ def test_what_stands_behind_the_end_changes_nothing(tmp_path, junk):
         name: torch.where(mask, getattr(found, name), junk)
         for name in ("values", "old_logprobs", "reference_logprobs")
     }
-    clean, clean_kl = aim(found, config, 0.1)
-    junked, junked_kl = aim(found._replace(**wrong), config, 0.1)
+    clean, junked = aim(found, config, 0.1), aim(found._replace(**wrong), config, 0.1)
     assert torch.equal(junked.advantages, clean.advantages)
     assert torch.equal(junked.returns, clean.returns)
-    assert junked_kl == clean_kl
-    assert rollout_metrics(junked, junked_kl) == rollout_metrics(clean, clean_kl)
+    assert rollout_metrics(junked.scored) == rollout_metrics(clean.scored)
+    assert target_metrics(junked) == target_metrics(clean)
 
 
 def test_advantages_are_standardized_over_the_whole_rollout(tmp_path):
     some = roles(tmp_path)
     found, _ = scored(some, collected(some.policy))
-    targets, _ = aim(found, toys.ppo(tmp_path, "unused"), 0.1)
+    targets = aim(found, toys.ppo(tmp_path, "unused"), 0.1)
     selected = targets.advantages[found.rollout.mask]
     assert selected.mean().item() == pytest.approx(0, abs=1e-6)
     assert selected.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    raw, _ = aim(found, toys.ppo(tmp_path, "unused", gae=RAW), 0.1)
+    raw = aim(found, toys.ppo(tmp_path, "unused", gae=RAW), 0.1)
     assert torch.equal(raw.returns, targets.returns)  # from before the standardization
 
 
@@ -356,7 +354,7 @@ def test_sampled_kl_is_that_of_the_distributions(tmp_path, kind):
     with torch.no_grad():
         logits = [m.model(input_ids=ids).logits[0, -1] for m in (some.policy, some.reference)]
     sampled = found.old_logprobs - found.reference_logprobs
-    kl_mean = aim(found, toys.ppo(tmp_path, "unused", batch_size=8), 0.1)[1]
+    kl_mean = sampled_kl(found)
     error = sampled.std().item() / math.sqrt(1000)
     assert kl_mean == pytest.approx(exact(*logits).item(), abs=4 * error)
     assert kl_mean > 5 * error

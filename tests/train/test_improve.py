@@ -20,9 +20,9 @@ from tether.sections import (
     ValueConfig,
 )
 from tether.train import loop
+from tether.train.aim import aim, rollout_metrics, target_metrics
 from tether.train.collect import collect
 from tether.train.improve import accumulate, check_first_minibatch, improve, kl_penalty
-from tether.train.online import aim, rollout_metrics
 from tether.train.score import score
 
 
@@ -43,7 +43,7 @@ def rolled_out(roles, config, prompts=PROMPTS):
         device_batch_size=config.device_batch_size,
         rescore=True,
     )
-    return aim(scored, config, config.kl.beta)[0]
+    return aim(scored, config, config.kl.beta)
 
 
 def parameters(roles):
@@ -120,6 +120,13 @@ def test_every_loss_has_its_part_in_the_gradient(tmp_path, kind, loss):
 # --- padding --------------------------------------------------------------------------------------
 
 
+def check(policy, reference, targets, config):
+    """The check of a run's first minibatch, on all rows of a rollout."""
+    rows, size = targets.scored.rollout.rows, config.device_batch_size
+    temperature = config.sampling.temperature
+    check_first_minibatch(policy, reference, rows, temperature=temperature, device_batch_size=size)
+
+
 def widened(tensor, columns, junk):
     return torch.cat([tensor, torch.full((len(tensor), columns), junk, dtype=tensor.dtype)], dim=1)
 
@@ -148,9 +155,9 @@ def test_pad_columns_change_no_metric(tmp_path, kind, junk):
         )
         # Once with β in the reward, so that KL on pads would reach the returns.
         in_reward = settings(tmp_path, gae=GAEConfig(bootstrap=True), kl=KLConfig(beta=0.3))
-        targets, kl_mean = aim(scored._replace(rollout=rollout, **wide), in_reward, 0.3)
+        targets = aim(scored._replace(rollout=rollout, **wide), in_reward, 0.3)
         optimizer = torch.optim.SGD(some.policy.model.parameters(), lr=0.01)
-        metrics = rollout_metrics(targets, kl_mean)
+        metrics = {**rollout_metrics(targets.scored), **target_metrics(targets)}
         metrics |= improve(
             some.policy, some.value, optimizer, targets, config, step=0, beta=config.kl.beta
         )
@@ -194,7 +201,7 @@ def test_the_check_is_content_with_a_clean_start(tmp_path, kind, pad_is_eos, tem
     targets = rolled_out(some, config)
     kl = (targets.scored.old_logprobs - targets.scored.reference_logprobs).abs().max()
     assert kl.item() < 1e-5
-    check_first_minibatch(some.policy, some.reference, targets, config, step=0)
+    check(some.policy, some.reference, targets, config)
 
 
 def test_planted_dropout_is_caught(tmp_path):
@@ -203,9 +210,9 @@ def test_planted_dropout_is_caught(tmp_path):
     targets = rolled_out(some, config)
     some.policy.model.transformer.drop.p = 0.1
     with pytest.raises(CheckError, match=r"ratio differs from 1 by .* look for dropout"):
-        check_first_minibatch(some.policy, None, targets, config, step=0)
+        check(some.policy, None, targets, config)
     some.policy.model.eval()  # it was the dropout
-    check_first_minibatch(some.policy, None, targets, config, step=0)
+    check(some.policy, None, targets, config)
 
 
 @KINDS
@@ -220,7 +227,7 @@ def test_planted_noise_is_caught(tmp_path, kind):
         )
     )
     with pytest.raises(CheckError, match="ratio differs from 1"):
-        check_first_minibatch(some.policy, None, targets, config, step=0)
+        check(some.policy, None, targets, config)
 
 
 @KINDS
@@ -229,7 +236,7 @@ def test_a_wrong_reference_is_caught(tmp_path, kind):
     config = settings(tmp_path)
     targets = rolled_out(some, config)
     with pytest.raises(CheckError, match="the reference is not the frozen start"):
-        check_first_minibatch(some.policy, some.reference, targets, config, step=0)
+        check(some.policy, some.reference, targets, config)
 
 
 @pytest.mark.parametrize("by", [0.05, float("nan")])
@@ -336,7 +343,7 @@ def test_gradient_of_the_penalty_is_that_of_the_reverse_kl(kind, off_policy):
         old = logits.detach()
     logp, logq, logo = (x.log_softmax(0)[None] for x in (logits, reference, old))
     expected = torch.autograd.grad((logp.exp() * (logp - logq)).sum(), logits, retain_graph=True)[0]
-    penalty = (logo.exp() * kl_penalty(logp, logo, logq, kind)).sum()
+    penalty = (logo.exp() * kl_penalty(logp, logo, logq, KLConfig(estimator=kind))).sum()
     found = torch.autograd.grad(penalty, logits)[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert expected.abs().max() > 0.1

@@ -35,8 +35,8 @@ from tether.sections import (
     ValueConfig,
 )
 from tether.train import loop
+from tether.train.aim import aim, rollout_metrics, target_metrics
 from tether.train.improve import improve
-from tether.train.online import aim, rollout_metrics
 from tether.train.roles import Roles
 from tether.train.score import by_buckets, score
 
@@ -162,9 +162,9 @@ def update(roles: Roles, optimizer, config: PPOConfig, step: int, given: list[di
         device_batch_size=config.device_batch_size,
         rescore=False,
     )
-    targets, kl_mean = aim(scored, config, config.kl.beta)
+    targets = aim(scored, config, config.kl.beta)
     loop.set_learning_rates(optimizer, loop.learning_rate_factor(step, UPDATES, config.optimizer))
-    metrics |= rollout_metrics(targets, kl_mean)
+    metrics |= {**rollout_metrics(scored), **target_metrics(targets)}
     metrics |= improve(
         roles.policy, roles.value, optimizer, targets, config, step=step, beta=config.kl.beta
     )

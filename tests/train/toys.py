@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.tiny import save_tiny
-from tether.config import PPOConfig, RewardModelConfig, SFTConfig
+from tether.config import OnlineConfig, PPOConfig, RewardModelConfig, SFTConfig
 from tether.models.language_model import load
 from tether.models.scalar_head import value_model_from_backbone
 from tether.records import write_jsonl
@@ -48,6 +49,8 @@ PROMPTS = [{"prompt": row["prompt"]} for row in DEMONSTRATIONS]
 # Several words end a completion, so that most end before the length limit and some do not.
 STOPS = (5, 8, 11, 14, 17)
 SAMPLING = SamplingConfig(max_new_tokens=6, stop_token_ids=STOPS)
+
+Online = TypeVar("Online", bound=OnlineConfig)
 
 KIND_WORDS = ("kind", "please", "thanks", "helps")
 REWARDS = '''
@@ -114,6 +117,11 @@ def reward(tmp_path: Path, model: str | Path, rows: list[dict], **changes) -> Re
 
 def ppo(tmp_path: Path, model: str | Path, **changes) -> PPOConfig:
     """Settings of a short PPO that rewards kind words."""
+    return online(PPOConfig, tmp_path, model, **{"epochs": 2, "kl": KLConfig(beta=0.1), **changes})
+
+
+def online(method: type[Online], tmp_path: Path, model: str | Path, **changes) -> Online:
+    """Settings of a short run of any online method that rewards kind words."""
     write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
     settings = {
         "model": str(model),
@@ -122,14 +130,12 @@ def ppo(tmp_path: Path, model: str | Path, **changes) -> PPOConfig:
         "out": str(tmp_path / "ppo"),
         "steps": 2,
         "batch_size": 8,
-        "epochs": 2,
         "minibatches": 2,
         "sampling": SAMPLING,
         "optimizer": OptimizerConfig(learning_rate=1e-3),
-        "kl": KLConfig(beta=0.1),
         **changes,
     }
-    return PPOConfig(**settings)
+    return method(**settings)
 
 
 def save(folder: Path, kind: str = "llama", pad_is_eos: bool = False, **settings) -> str:

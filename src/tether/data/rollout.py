@@ -30,8 +30,9 @@ class Scored(NamedTuple):
 
     `old_logprobs` is π_old: the sampler's log-probs, or the trainer's own where the sampler's
     cannot be trusted. `raw_scores` are in the reward's units, `scores` normalized and clipped,
-    with the penalty for a missing end. `bootstrap` is the value after the last token of completions
-    that were cut (0 for those that ended); None = no bootstrap.
+    with the penalty for a missing end. `values` is None without a value model. `bootstrap` is the
+    value after the last token of completions that were cut (0 for those that ended); None = no
+    bootstrap.
     """
 
     rollout: Rollout
@@ -39,7 +40,7 @@ class Scored(NamedTuple):
     reference_logprobs: Float[Tensor, "B T"]
     raw_scores: Float[Tensor, " B"]
     scores: Float[Tensor, " B"]
-    values: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"] | None
     bootstrap: Float[Tensor, " B"] | None
 
 

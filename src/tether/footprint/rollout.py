@@ -37,8 +37,8 @@ from tether.models.scalar_head import (
 from tether.rewards.load import Reward
 from tether.rewards.reward_model import ROWS_PER_BATCH
 from tether.sections import RewardConfig, SamplingConfig
+from tether.train.aim import aim
 from tether.train.improve import accumulate, trained_sets
-from tether.train.online import aim
 from tether.train.score import score
 
 FEW_TOKENS = 4  # sampled in a dry run; what the others add to the cache is known
@@ -115,7 +115,7 @@ def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
             roles.reward(config, batch[:ROWS_PER_BATCH])
             roles.score(config, batch[: rows or None])
         minibatch = batch[: min(DEVICE_BATCHES * rows or size, size)]
-        targets, _ = aim(roles.score(config, minibatch), config, config.kl.beta)
+        targets = aim(roles.score(config, minibatch), config, config.kl.beta)
         everything = list(range(len(minibatch)))
         with dry.phase() as training:
             accumulate(roles.policy, roles.value, targets, everything, config, config.kl.beta)

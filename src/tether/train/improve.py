@@ -1,13 +1,12 @@
-"""Improve: epochs of minibatches of the clipped policy loss and the value loss."""
+"""Improve: minibatches of the clipped policy loss, of the value loss, and of texts mixed in."""
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.config import PPOConfig
+from tether.config import PolicyGradientConfig, PPOConfig
 from tether.core import kl, masked, policy_losses
-from tether.data.batches import Batch, device_batches, to_grid
+from tether.data.batches import Batch, Row, device_batches, to_grid
 from tether.data.rollout import Targets
 from tether.errors import CheckError
 from tether.models.language_model import (
@@ -18,7 +17,9 @@ from tether.models.language_model import (
     predicting,
 )
 from tether.models.scalar_head import ScalarModel
+from tether.sections import KLConfig
 from tether.train import loop
+from tether.train.ptx import Ptx
 from tether.train.score import MEAN_GAP_LIMIT
 
 EXACT = 1e-6  # what two passes of the same numbers may differ by, in ratio and in nats
@@ -26,49 +27,46 @@ EXACT = 1e-6  # what two passes of the same numbers may differ by, in ratio and 
 
 def improve(
     policy: LanguageModel,
-    value: ScalarModel,
+    value: ScalarModel | None,
     optimizer: torch.optim.Optimizer,
     targets: Targets,
-    config: PPOConfig,
+    config: PolicyGradientConfig,
     *,
     step: int,
     beta: float,
+    ptx: Ptx | None = None,
 ) -> dict[str, float]:
     """Update policy and value on one scored rollout; returns the mean metrics of its minibatches.
 
         L = L_policy + c1·L_value − c2·H   (+ β·KL with kl.placement = "loss")
+                                           (+ γ·NLL of other texts with ptx)
 
     Raises:
         CheckError: Before anything has moved, π_old is off by more than 0.005 nats a token.
     """
-    history: list[dict[str, Tensor]] = []
-    for epoch in range(config.epochs):
-        order = np.random.default_rng([config.seed, step, epoch]).permutation(config.batch_size)
-        for number, minibatch in enumerate(np.split(order, config.minibatches)):
-            first = epoch == number == 0
-            row = accumulate(policy, value, targets, minibatch.tolist(), config, beta)
-            if first and not row["logprob_gap"] <= MEAN_GAP_LIMIT:
-                raise CheckError(
-                    f"π_old differs from the policy by {float(row['logprob_gap']):.4f} nats a "
-                    f"token (limit {MEAN_GAP_LIMIT}) before the first update of step {step + 1}: "
-                    "the sampler did not use the policy's weights or distribution"
-                )
-            norms = loop.optimizer_step(
-                optimizer, trained_sets(policy, value), config.optimizer.max_grad_norm
+
+    def backward(minibatch: list[int], number: int) -> dict[str, Tensor]:
+        row = accumulate(policy, value, targets, minibatch, config, beta)
+        if number == 0 and not row["logprob_gap"] <= MEAN_GAP_LIMIT:
+            raise CheckError(
+                f"π_old differs from the policy by {float(row['logprob_gap']):.4f} nats a "
+                f"token (limit {MEAN_GAP_LIMIT}) before the first update of step {step + 1}: "
+                "the sampler did not use the policy's weights or distribution"
             )
-            row |= {"grad_norm": torch.tensor(norms[0]), "value_grad_norm": torch.tensor(norms[-1])}
-            history.append(row)
-            if 0 < config.stop.update_kl < row["approx_kl"]:
-                return loop.mean_of(history)
-    return loop.mean_of(history)
+        if ptx:
+            row["ptx_loss"] = ptx.accumulate(policy, config, len(minibatch), step, number)
+        return row
+
+    sets = trained_sets(policy, value)
+    return loop.improve_in_minibatches(config, optimizer, sets, config.batch_size, backward, step)
 
 
 def accumulate(
     policy: LanguageModel,
-    value: ScalarModel,
+    value: ScalarModel | None,
     targets: Targets,
     minibatch: list[int],
-    config: PPOConfig,
+    config: PolicyGradientConfig,
     beta: float,
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of one minibatch over its device batches; returns its metrics.
@@ -83,67 +81,82 @@ def accumulate(
         part = [minibatch[i] for i in chunk]
         loss, metrics = device_loss(policy, value, targets, part, batch, num_tokens, config, beta)
         loss.backward()
-        for name, metric in metrics.items():
-            metric = metric.detach().cpu()
-            sums[name] = sums[name] + metric if name in sums else metric
+        loop.add_up(sums, metrics)
     return sums
 
 
 def device_loss(
     policy: LanguageModel,
-    value: ScalarModel,
+    value: ScalarModel | None,
     targets: Targets,
     part: list[int],
     batch: Batch,
     num_tokens: int,
-    config: PPOConfig,
+    config: PolicyGradientConfig,
     beta: float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Loss of one device batch and its metrics, each its share of the minibatch's."""
     logprobs, entropies, values = forward(policy, value, batch, config)
-    device = logprobs.device
-    mask = targets.scored.rollout.mask[part].to(device)
-    old = targets.scored.old_logprobs[part].to(device)
+    mask = targets.scored.rollout.mask[part].to(logprobs.device)
     grid = to_grid(logprobs, mask)
+    old = targets.scored.old_logprobs[part].to(logprobs.device)
+    advantages = targets.advantages[part].to(logprobs.device)
+    settings = config.policy_loss
     policy_part = policy_losses.clipped_policy_loss(
         grid,
         old,
-        targets.advantages[part].to(device),
+        advantages,
         mask,
-        clip=config.policy_loss.clip,
-        num_tokens=num_tokens,
-    )
-    value_part = policy_losses.value_loss(
-        to_grid(values, mask),
-        targets.scored.values[part].to(device),
-        targets.returns[part].to(device),
-        mask,
-        clip=config.value.clip or None,
+        clip=settings.clip,
+        clip_high=settings.clip_high or None,
+        dual_clip=settings.dual_clip or None,
+        sequence_level=settings.level == "sequence",
         num_tokens=num_tokens,
     )
     entropy = entropies.sum() / num_tokens
-    loss = policy_part.loss + config.value.coefficient * value_part.loss
-    if config.policy_loss.entropy_coefficient:
-        loss = loss - config.policy_loss.entropy_coefficient * entropy
-    if beta and config.kl.placement == "loss":
-        reference = targets.scored.reference_logprobs[part].to(device)
-        penalty = kl_penalty(grid, old, reference, config.kl.estimator)
-        loss = loss + beta * masked.mean(penalty, mask, num_tokens)
+    loss = policy_part.loss - settings.entropy_coefficient * entropy
     metrics = {
         "policy_loss": policy_part.loss,
-        "value_loss": value_part.loss,
         "entropy": entropy,
         "clip_fraction": policy_part.clip_fraction,
-        "value_clip_fraction": value_part.clip_fraction,
         "approx_kl": policy_part.approx_kl,
         "logprob_gap": masked.mean((grid - old).abs().detach(), mask, num_tokens),
     }
+    if beta and config.kl.placement == "loss":
+        reference = targets.scored.reference_logprobs[part].to(logprobs.device)
+        penalty = kl_penalty(grid, old, reference, config.kl)
+        loss = loss + beta * masked.mean(penalty, mask, num_tokens)
+    if values is not None:
+        assert isinstance(config, PPOConfig)
+        value_part = value_loss(to_grid(values, mask), targets, part, config, num_tokens)
+        loss = loss + config.value.coefficient * value_part.loss
+        metrics["value_loss"] = value_part.loss
+        metrics["value_clip_fraction"] = value_part.clip_fraction
     return loss, metrics
 
 
+def value_loss(
+    values: Float[Tensor, "B T"],
+    targets: Targets,
+    part: list[int],
+    config: PPOConfig,
+    num_tokens: int,
+) -> policy_losses.ValueLoss:
+    """The value loss of one device batch, its share of the minibatch's."""
+    assert targets.scored.values is not None
+    return policy_losses.value_loss(
+        values,
+        targets.scored.values[part].to(values.device),
+        targets.returns[part].to(values.device),
+        targets.scored.rollout.mask[part].to(values.device),
+        clip=config.value.clip or None,
+        num_tokens=num_tokens,
+    )
+
+
 def forward(
-    policy: LanguageModel, value: ScalarModel, batch: Batch, config: PPOConfig
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
+    policy: LanguageModel, value: ScalarModel | None, batch: Batch, config: PolicyGradientConfig
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"] | None]:
     """Log-probs, entropies and values of the completion tokens; one pass where they share it."""
     hidden = hidden_states(policy.model, policy.place, batch, predicting(batch))
     logprobs, entropies = logprobs_and_entropies(
@@ -154,6 +167,8 @@ def forward(
         with_entropy=True,
         entropy_grad=config.policy_loss.entropy_coefficient > 0,
     )
+    if value is None:
+        return logprobs, entropies, None
     shared = value.model is policy.model
     return logprobs, entropies, value.numbers(hidden) if shared else value.values(batch)
 
@@ -162,7 +177,7 @@ def kl_penalty(
     logprobs: Float[Tensor, "B T"],
     old_logprobs: Float[Tensor, "B T"],
     reference_logprobs: Float[Tensor, "B T"],
-    kind: str,
+    settings: KLConfig,
 ) -> Float[Tensor, "B T"]:
     """Per-token KL estimate whose gradient is that of the reverse KL, also off-policy.
 
@@ -173,24 +188,29 @@ def kl_penalty(
     sampled. Source: Tang & Munos 2025, https://arxiv.org/abs/2506.09477.
     """
     ratio = (logprobs - old_logprobs).exp()
-    estimate = kl.estimate(logprobs, reference_logprobs, kind)
-    return (ratio.detach() if kind == "k2" else ratio) * estimate
+    estimate = kl.estimate(logprobs, reference_logprobs, settings.estimator)
+    return (ratio.detach() if settings.estimator == "k2" else ratio) * estimate
 
 
-def trained_sets(policy: LanguageModel, value: ScalarModel) -> list[list[torch.nn.Parameter]]:
+def trained_sets(
+    policy: LanguageModel, value: ScalarModel | None
+) -> list[list[torch.nn.Parameter]]:
     """Parameters of policy and value, each to be clipped to its own norm."""
-    body = [] if value.model is policy.model else list(value.model.base_model.parameters())
-    return [list(policy.model.parameters()), [*body, *value.head.parameters()]]
+    sets = [list(policy.model.parameters())]
+    if value is not None:
+        body = [] if value.model is policy.model else list(value.model.base_model.parameters())
+        sets.append([*body, *value.head.parameters()])
+    return sets
 
 
 @torch.no_grad()
 def check_first_minibatch(
     policy: LanguageModel,
     reference: LanguageModel | None,
-    targets: Targets,
-    config: PPOConfig,
+    rows: list[Row],
     *,
-    step: int,
+    temperature: float,
+    device_batch_size: int,
 ) -> None:
     """Before the first update: two passes agree (ratio 1) and, from the reference, KL is 0.
 
@@ -200,11 +220,7 @@ def check_first_minibatch(
     Raises:
         CheckError: They differ by more than 1e-6.
     """
-    order = np.random.default_rng([config.seed, step, 0]).permutation(config.batch_size)
-    minibatch = np.split(order, config.minibatches)[0].tolist()
-    rows = [targets.scored.rollout.rows[i] for i in minibatch]
-    temperature = config.sampling.temperature
-    for _, batch in device_batches(rows, config.device_batch_size):
+    for _, batch in device_batches(rows, device_batch_size):
         once = completion_logprobs(policy, batch, temperature=temperature)[0]
         with torch.enable_grad():
             training = completion_logprobs(policy, batch, temperature=temperature)[0].detach()

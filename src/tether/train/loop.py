@@ -1,12 +1,14 @@
-"""What training loops share: optimizer, schedule, a loop over examples, one optimizer step."""
+"""What training loops share: optimizer, schedule, loops over examples, one optimizer step."""
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tether.config import FitConfig
+from tether.config import FitConfig, OnlineConfig
 from tether.data.batches import step_indices
 from tether.errors import CheckError
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
@@ -23,6 +25,7 @@ def fit(
     num_examples: int,
     backward: Callable[[list[int]], dict[str, float]],
     evaluate: Callable[[], dict[str, float]],
+    save: Callable[[Path], None],
 ) -> int:
     """Optimizer steps over examples, with schedule, metrics, checkpoints and resume.
 
@@ -33,6 +36,7 @@ def fit(
         num_examples: Examples to train on.
         backward: Accumulates the gradient of the examples with these indices; returns what to log.
         evaluate: Figures on held-out examples.
+        save: Writes the model as it is now into a folder.
 
     Returns:
         The number of optimizer steps.
@@ -57,10 +61,58 @@ def fit(
                 row |= evaluate()
             folder.log(row)
             progress.advance(**{name: row[name] for name in ("loss", "accuracy") if name in row})
+            if config.keep_every and (step + 1) % config.keep_every == 0 and step + 1 < total:
+                folder.keep_model(step + 1, save)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 save_checkpoint(folder.checkpoints, step + 1, {"model": model}, optimizer, {})
     model.eval()
     return total
+
+
+def improve_in_minibatches(
+    config: OnlineConfig,
+    optimizer: torch.optim.Optimizer,
+    sets: Iterable[Iterable[nn.Parameter]],
+    num_examples: int,
+    backward: Callable[[list[int], int], dict[str, Tensor]],
+    step: int,
+) -> dict[str, float]:
+    """Epochs of minibatches of one rollout; returns the mean metrics of its minibatches.
+
+    Args:
+        config: `epochs`, `minibatches` and when an update ends early.
+        optimizer: Steps once a minibatch.
+        sets: Parameters, each set to be clipped to its own norm; the second is the value model's.
+        num_examples: What a rollout has to learn from: completions, or prompts.
+        backward: (examples of a minibatch, its number in this step) accumulates their gradient;
+            returns what to log.
+        step: The rollout batch, from 0.
+    """
+    history: list[dict[str, Tensor]] = []
+    sets = [list(parameters) for parameters in sets]
+    for epoch in range(config.epochs):
+        for minibatch in minibatches(config, num_examples, step, epoch):
+            row = backward(minibatch, len(history))
+            norms = optimizer_step(optimizer, sets, config.optimizer.max_grad_norm)
+            names = ("grad_norm", "value_grad_norm")
+            row |= {name: torch.tensor(norm) for name, norm in zip(names, norms, strict=False)}
+            history.append(row)
+            if 0 < config.stop.update_kl < row.get("approx_kl", 0.0):
+                return mean_of(history)
+    return mean_of(history)
+
+
+def minibatches(config: OnlineConfig, num_examples: int, step: int, epoch: int) -> list[list[int]]:
+    """The examples of a rollout in an order of (seed, step, epoch), cut into minibatches."""
+    order = np.random.default_rng([config.seed, step, epoch]).permutation(num_examples)
+    return [part.tolist() for part in np.split(order, config.minibatches)]
+
+
+def add_up(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
+    """Add a device batch's share of each metric to what there is."""
+    for name, metric in metrics.items():
+        metric = metric.detach().cpu()
+        sums[name] = sums[name] + metric if name in sums else metric
 
 
 def make_optimizer(

@@ -1,4 +1,8 @@
-"""PPO: collect, score, aim, improve; again."""
+"""Online methods: collect, score, aim, improve; again.
+
+PPO, GRPO, RLOO and REINFORCE++ differ in how they aim (`aim.py`) and in having a value model;
+online DPO and best-of-n choose among a prompt's completions instead (`choose.py`).
+"""
 
 import time
 from dataclasses import dataclass
@@ -7,11 +11,20 @@ from typing import Any
 
 import torch
 
-from tether.config import PPOConfig
-from tether.core import advantages, kl, masked, policy_losses
+from tether.config import (
+    BestOfNConfig,
+    GRPOConfig,
+    OnlineConfig,
+    OnlineDPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+)
+from tether.core import kl
 from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
-from tether.data.rollout import Scored, Targets
+from tether.data.rollout import Scored
 from tether.engine.decode import check_lengths
 from tether.models.chat import encode_prompt
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
@@ -20,13 +33,65 @@ from tether.progress import Steps, console
 from tether.records import Text
 from tether.rundir import StageFolder
 from tether.train import loop
+from tether.train.aim import aim, rollout_metrics, target_metrics
+from tether.train.choose import improve_on_best, improve_on_pairs
 from tether.train.collect import collect
 from tether.train.improve import check_first_minibatch, improve
+from tether.train.ptx import Ptx, load_ptx
 from tether.train.roles import Roles, load_roles
 from tether.train.score import score
 
 SAMPLES_LOGGED = 4  # completions a logged step
 STEPS_BETWEEN_SAMPLES = 5
+
+
+def train_ppo(config: PPOConfig) -> Path:
+    """Tune a policy against a reward with PPO and write it to `config.out`.
+
+    Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, applied to language models as
+    in Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, and Ouyang et al. 2022,
+    https://arxiv.org/abs/2203.02155.
+
+    Returns:
+        The stage's folder; the policy is in its `model/`.
+    """
+    return _train(config, "ppo")
+
+
+def train_grpo(config: GRPOConfig) -> Path:
+    """Tune a policy by comparing several completions of each prompt, standardized (GRPO).
+
+    Source: Shao et al. 2024, https://arxiv.org/abs/2402.03300. Departs from it: the loss is
+    divided by the tokens of the optimizer batch, so long completions are not favoured.
+    """
+    return _train(config, "grpo")
+
+
+def train_rloo(config: RLOOConfig) -> Path:
+    """Tune a policy by comparing each completion with the mean of its prompt's others (RLOO).
+
+    Source: Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740.
+    """
+    return _train(config, "rloo")
+
+
+def train_reinforce(config: ReinforceConfig) -> Path:
+    """Tune a policy by comparing each completion with the whole rollout batch (REINFORCE++).
+
+    Source: Hu 2025, https://arxiv.org/abs/2501.03262. Departs from it: the KL penalty of a
+    completion is one sum, not what is still to come at each token.
+    """
+    return _train(config, "reinforce")
+
+
+def train_online_dpo(config: OnlineDPOConfig) -> Path:
+    """Tune a policy by DPO on its own completions, ranked by a reward."""
+    return _train(config, "online-dpo")
+
+
+def train_best_of_n(config: BestOfNConfig) -> Path:
+    """Tune a policy by imitating the best of several of its own completions."""
+    return _train(config, "best-of-n")
 
 
 @dataclass
@@ -42,43 +107,18 @@ class Beta:
             self.value = self.controller.update(observed_kl, num_sequences)
 
 
-def train_ppo(config: PPOConfig) -> Path:
-    """Tune a policy against a reward with PPO and write it to `config.out`.
-
-    Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, applied to language models as
-    in Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, and Ouyang et al. 2022,
-    https://arxiv.org/abs/2203.02155.
-
-    Returns:
-        The stage's folder; the policy is in its `model/`.
-    """
-    inputs = [config.model, config.prompts, *(reward.path for reward in config.rewards)]
-    inputs += [path for path in (config.reference, config.value.init) if path not in ("", "none")]
-    folder = StageFolder(config, "ppo", inputs)
-    if folder.finished:
-        return folder.path
-    prompts = [record.prompt for record in read_prompts(config.prompts)]
-    roles = load_roles(config)
-    ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in prompts]
-    check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
-    optimizer, beta = _optimizer(config, roles), _beta(config)
-    facts = _loop(Run(config, folder, roles, optimizer, beta, prompts, ids))
-    provenance = {"made_by": "tether ppo", "model": config.model, "prompts": config.prompts}
-    folder.write_model(lambda path: save(roles.policy, path, provenance))
-    return folder.finish(**facts)
-
-
 @dataclass
 class Run:
-    """A PPO run under way."""
+    """A run under way."""
 
-    config: PPOConfig
+    config: OnlineConfig
     folder: StageFolder
     roles: Roles
     optimizer: torch.optim.Optimizer
     beta: Beta
     prompts: list[Text]
     ids: list[list[int]]
+    ptx: Ptx | None
 
     def resume(self) -> int:
         """Restore the newest checkpoint; returns the steps done."""
@@ -94,6 +134,40 @@ class Run:
         """Write everything that the next step needs."""
         state = {"beta": self.beta.value}
         save_checkpoint(self.folder.checkpoints, step, self.roles.modules, self.optimizer, state)
+
+    def write(self, path: Path) -> None:
+        """Write the policy as it is now."""
+        made_by = f"tether {self.folder.kind}"
+        provenance = {"made_by": made_by, "model": self.config.model}
+        save(self.roles.policy, path, {**provenance, "prompts": self.config.prompts})
+
+
+def _train(config: OnlineConfig, kind: str) -> Path:
+    inputs = [config.model, config.prompts, *(path for r in config.rewards for path in r.paths)]
+    inputs += [path for path in _other_inputs(config) if path not in ("", "none")]
+    folder = StageFolder(config, kind, inputs)
+    if folder.finished:
+        return folder.path
+    prompts = [record.prompt for record in read_prompts(config.prompts)]
+    roles = load_roles(config)
+    ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in prompts]
+    check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
+    texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
+    optimizer = _optimizer(config, roles)
+    run = Run(config, folder, roles, optimizer, _beta(config), prompts, ids, texts)
+    facts = _loop(run)
+    folder.write_model(run.write)
+    return folder.finish(**facts)
+
+
+def _other_inputs(config: OnlineConfig) -> list[str]:
+    """What a method reads besides model, prompts and rewards."""
+    paths = [config.reference]
+    if isinstance(config, PPOConfig):
+        paths.append(config.value.init)
+    if isinstance(config, PolicyGradientConfig):
+        paths.append(config.ptx.data)
+    return paths
 
 
 def _loop(run: Run) -> dict[str, Any]:
@@ -115,6 +189,12 @@ def _loop(run: Run) -> dict[str, Any]:
             if stopped := stop_reason(config, row):
                 console.print(f"stopped after step {step + 1}: {stopped}")
                 break
+            if (
+                config.keep_every
+                and (step + 1) % config.keep_every == 0
+                and step + 1 < config.steps
+            ):
+                run.folder.keep_model(step + 1, run.write)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 run.checkpoint(step + 1)
     last = run.folder.last_row()
@@ -122,12 +202,19 @@ def _loop(run: Run) -> dict[str, Any]:
 
 
 def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
-    """One step of PPO; returns its row of metrics. `first` also runs the checks of a new run."""
+    """One step; returns its row of metrics. `first` also runs the checks of a new run."""
     config, roles = run.config, run.roles
     clock = [time.perf_counter()]
-    chosen = step_indices(len(run.prompts), config.batch_size, config.seed, step)
-    asked, asked_ids = [run.prompts[i] for i in chosen], [run.ids[i] for i in chosen]
-    rollout = collect(roles.policy, asked, asked_ids, config.sampling, seed=config.seed, step=step)
+    chosen = step_indices(len(run.prompts), config.batch_size // config.num, config.seed, step)
+    asked = [i for i in chosen for _ in range(config.num)]
+    rollout = collect(
+        roles.policy,
+        [run.prompts[i] for i in asked],
+        [run.ids[i] for i in asked],
+        config.sampling,
+        seed=config.seed,
+        step=step,
+    )
     clock.append(time.perf_counter())
     scored, metrics = score(
         rollout,
@@ -137,72 +224,68 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
         roles.value,
         temperature=config.sampling.temperature,
         missing_eos_penalty=config.missing_eos_penalty,
-        bootstrap=config.gae.bootstrap,
         device_batch_size=config.device_batch_size,
-        rescore=first or roles.policy.place.dtype != torch.float32,
+        rescore=first or _needs_old_logprobs(config, roles),
+        bootstrap=isinstance(config, PPOConfig) and config.gae.bootstrap,
     )
-    targets, kl_mean = aim(scored, config, run.beta.value)
     if first:
-        start_itself = step == 0 and not config.reference
-        same = roles.reference if start_itself else None
-        check_first_minibatch(roles.policy, same, targets, config, step=step)
+        _check(run, scored, step)
     clock.append(time.perf_counter())
-    metrics |= improve(
-        roles.policy, roles.value, run.optimizer, targets, config, step=step, beta=run.beta.value
-    )
+    row = {"step": step + 1, **rollout_metrics(scored), "beta": run.beta.value, **metrics}
+    row |= _improve(run, scored, step)
     clock.append(time.perf_counter())
-    row = {"step": step + 1, **rollout_metrics(targets, kl_mean), "beta": run.beta.value, **metrics}
     phases = zip(("generate", "score", "train"), clock, clock[1:], strict=False)
     row |= {f"seconds_{name}": round(end - begin, 3) for name, begin, end in phases}
-    run.beta.update(kl_mean, config.batch_size)
+    run.beta.update(row["kl"], config.batch_size)
     if step % STEPS_BETWEEN_SAMPLES == 0:
         _log_samples(run.folder, scored, step)
     return row
 
 
-def aim(scored: Scored, config: PPOConfig, beta: float) -> tuple[Targets, float]:
-    """Token rewards, advantages and returns of a scored rollout.
-
-        r_t = −β·k(π_old, π_ref)_t + [t is last]·score
-
-    Returns:
-        The targets, and the mean KL to the reference (nats per sequence, k1).
-    """
-    mask = scored.rollout.mask
-    penalties = torch.zeros_like(scored.old_logprobs)
-    if beta and config.kl.placement == "reward":
-        kind = config.kl.estimator
-        penalties = beta * kl.estimate(scored.old_logprobs, scored.reference_logprobs, kind)
-    rewards = advantages.token_rewards(scored.scores, penalties, mask)
-    estimated, returns = advantages.gae(
-        rewards,
-        scored.values,
-        mask,
-        discount=config.gae.discount,
-        trace_decay=config.gae.trace_decay,
-        bootstrap=scored.bootstrap,
+def _improve(run: Run, scored: Scored, step: int) -> dict[str, float]:
+    """The method's own update; returns its metrics."""
+    config, roles = run.config, run.roles
+    if isinstance(config, OnlineDPOConfig):
+        return improve_on_pairs(roles.policy, run.optimizer, scored, config, step=step)
+    if isinstance(config, BestOfNConfig):
+        return improve_on_best(roles.policy, run.optimizer, scored, config, step=step)
+    assert isinstance(config, PolicyGradientConfig)
+    beta = run.beta.value
+    targets = aim(scored, config, beta)
+    metrics = improve(
+        roles.policy,
+        roles.value,
+        run.optimizer,
+        targets,
+        config,
+        step=step,
+        beta=beta,
+        ptx=run.ptx,
     )
-    if config.gae.standardize:
-        estimated = masked.standardize(estimated, mask)
-    sampled_kl = (scored.old_logprobs - scored.reference_logprobs).masked_fill(~mask, 0.0)
-    return Targets(scored, estimated, returns), float(sampled_kl.sum(1).mean())
+    return {**target_metrics(targets), **metrics}
 
 
-def rollout_metrics(targets: Targets, kl_mean: float) -> dict[str, float]:
-    """Means of a rollout: score, KL per sequence, return, length, share that ended."""
-    scored, mask = targets.scored, targets.scored.rollout.mask
-    variance = policy_losses.explained_variance(scored.values, targets.returns, mask)
-    return {
-        "score": float(scored.scores.mean()),
-        "kl": kl_mean,
-        "reward": float(targets.returns[:, 0].mean()),
-        "length": float(mask.sum(1).float().mean()),
-        "finished": float(scored.rollout.finished.float().mean()),
-        "explained_variance": float(variance),
-    }
+def _needs_old_logprobs(config: OnlineConfig, roles: Roles) -> bool:
+    """Whether the sampler's log-probs are used and cannot be trusted unseen."""
+    in_use = isinstance(config, PolicyGradientConfig)
+    return in_use and roles.policy.place.dtype != torch.float32
 
 
-def stop_reason(config: PPOConfig, row: dict[str, Any]) -> str:
+def _check(run: Run, scored: Scored, step: int) -> None:
+    """The identities that hold before the first update of a run."""
+    config, roles = run.config, run.roles
+    start_itself = step == 0 and not config.reference
+    first = loop.minibatches(config, config.batch_size, step, 0)[0]
+    check_first_minibatch(
+        roles.policy,
+        roles.reference if start_itself else None,
+        [scored.rollout.rows[i] for i in first],
+        temperature=config.sampling.temperature,
+        device_batch_size=config.device_batch_size,
+    )
+
+
+def stop_reason(config: OnlineConfig, row: dict[str, Any]) -> str:
     """Why the run should stop after this row; "" to go on."""
     if 0 < config.stop.kl < row["kl"]:
         return f"KL {row['kl']:.2f} nats per sequence exceeds stop.kl={config.stop.kl}"
@@ -211,15 +294,21 @@ def stop_reason(config: PPOConfig, row: dict[str, Any]) -> str:
     return ""
 
 
-def _optimizer(config: PPOConfig, roles: Roles) -> torch.optim.Optimizer:
+def _optimizer(config: OnlineConfig, roles: Roles) -> torch.optim.Optimizer:
     groups = [(roles.policy.model.parameters(), config.optimizer.learning_rate)]
-    groups.append((roles.value.head.parameters(), config.value.learning_rate))
-    if "value" in roles.modules:
-        groups.append((roles.modules["value"].parameters(), config.value.learning_rate))
+    if roles.value:
+        assert isinstance(config, PPOConfig)
+        groups.append((roles.value.head.parameters(), config.value.learning_rate))
+        if "value" in roles.modules:
+            groups.append((roles.modules["value"].parameters(), config.value.learning_rate))
     return loop.make_optimizer(groups, config.optimizer)
 
 
-def _beta(config: PPOConfig) -> Beta:
+def _beta(config: OnlineConfig) -> Beta:
+    if isinstance(config, OnlineDPOConfig):
+        return Beta(config.beta, None)
+    if not isinstance(config, PolicyGradientConfig):
+        return Beta(0.0, None)
     settings = config.kl
     if not settings.target:
         return Beta(settings.beta, None)

@@ -106,6 +106,11 @@ def train_reward(config: RewardModelConfig) -> Path:
     keys = [str(group_.prompt) for group_ in groups]
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     held_groups = [groups[i] for i in held]
+    provenance = {"made_by": "tether reward", "model": config.model, "data": config.data}
+
+    def write(path: Path) -> None:
+        save_reward_model(reward, path, provenance)
+
     steps = loop.fit(
         config,
         folder,
@@ -115,10 +120,10 @@ def train_reward(config: RewardModelConfig) -> Path:
             reward, [groups[train[i]] for i in chosen], config.device_batch_size
         ),
         lambda: _held_out_metrics(reward, held_groups),
+        write,
     )
     reward.centering = center(reward, groups)
-    provenance = {"made_by": "tether reward", "model": config.model, "data": config.data}
-    folder.write_model(lambda path: save_reward_model(reward, path, provenance))
+    folder.write_model(write)
     facts = {
         "steps": steps,
         "pairs": sum(len(groups[i].pairs) for i in train),

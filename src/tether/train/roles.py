@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tether.config import PPOConfig
+from tether.config import OnlineConfig, PolicyGradientConfig, PPOConfig
 from tether.errors import ConfigError
 from tether.models.language_model import LanguageModel, load
 from tether.models.scalar_head import (
@@ -19,24 +19,26 @@ from tether.train import loop
 
 @dataclass
 class Roles:
-    """The models of a PPO run."""
+    """The models of a run; only PPO has a value model."""
 
     policy: LanguageModel
     reference: LanguageModel | None
     rewards: list[Reward]
-    value: ScalarModel
+    value: ScalarModel | None
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         """What is trained and so checkpointed."""
-        trained = {"policy": self.policy.model, "value_head": self.value.head}
-        if self.value.model is not self.policy.model:
-            trained["value"] = self.value.model.base_model
+        trained: dict[str, torch.nn.Module] = {"policy": self.policy.model}
+        if self.value:
+            trained["value_head"] = self.value.head
+            if self.value.model is not self.policy.model:
+                trained["value"] = self.value.model.base_model
         return trained
 
 
-def load_roles(config: PPOConfig) -> Roles:
-    """Load policy, reference, rewards and value model.
+def load_roles(config: OnlineConfig) -> Roles:
+    """Load policy, reference, rewards and, for PPO, the value model.
 
     Raises:
         ModelError: A model cannot be used.
@@ -45,18 +47,25 @@ def load_roles(config: PPOConfig) -> Roles:
     rewards = [load_reward(reward, config.compute) for reward in config.rewards]
     policy = load(config.model, config.compute, trainable=True)
     reference = None
-    if config.reference != "none" and (config.kl.beta or config.reference):
+    if needs_reference(config):
         reference = load(config.reference or config.model, config.compute)
         if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise ConfigError(
                 f"reference={config.reference!r} has another vocabulary than the policy "
                 f'{config.model!r}; leave reference = "" to hold to the policy as it starts'
             )
-    value = load_value(config, policy, rewards)
-    loop.check_no_dropout(policy.model, value.model)
-    policy.model.train()
-    value.model.train()
+    value = load_value(config, policy, rewards) if isinstance(config, PPOConfig) else None
+    trained = [policy.model, *([value.model] if value else [])]
+    loop.check_no_dropout(*trained)
+    for model in trained:
+        model.train()
     return Roles(policy, reference, rewards, value)
+
+
+def needs_reference(config: OnlineConfig) -> bool:
+    """Whether a reference is loaded: not where it is ruled out, or neither used nor named."""
+    used = not isinstance(config, PolicyGradientConfig) or config.kl.beta > 0
+    return config.reference != "none" and (used or config.reference != "")
 
 
 def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) -> ScalarModel:

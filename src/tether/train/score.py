@@ -22,13 +22,13 @@ def score(
     policy: LanguageModel,
     reference: LanguageModel | None,
     rewards: list[Reward],
-    value: ScalarModel,
+    value: ScalarModel | None,
     *,
     temperature: float,
     missing_eos_penalty: float,
-    bootstrap: bool,
     device_batch_size: int,
     rescore: bool,
+    bootstrap: bool = False,
 ) -> tuple[Scored, dict[str, float]]:
     """Score a rollout: reference log-probs, values, rewards, and π_old.
 
@@ -40,13 +40,13 @@ def score(
         policy: The policy that sampled them.
         reference: What the tether holds to; None = no tether (its log-probs are then π_old's).
         rewards: One or more rewards.
-        value: The value model.
+        value: The value model; None = the method has none.
         temperature: The sampling temperature; it divides every logit here too.
         missing_eos_penalty: In units of the normalized score.
-        bootstrap: True adds the value after the last token of completions that were cut.
         device_batch_size: Rows a forward pass.
         rescore: True computes the policy's log-probs anew and compares; where the sampler's are
             off by more than 0.005 (mean) or 0.05 (max) nats a token, the new ones become π_old.
+        bootstrap: True adds the value after the last token of completions that were cut.
 
     Returns:
         The scored rollout, and metrics: scores by reward, and the gap if it was measured.
@@ -65,8 +65,8 @@ def score(
 
     raw, scores, metrics = score_texts(rollout, rewards)
     with torch.no_grad():
-        values = per_token(value.values)
-        after = values_after_cut(rollout, value, device_batch_size) if bootstrap else None
+        values = per_token(value.values) if value else None
+        after = values_after_cut(rollout, value, device_batch_size) if value and bootstrap else None
         old_logprobs = rollout.logprobs
         if rescore:
             trainer = logprobs_of(policy)

@@ -44,6 +44,11 @@ def train_sft(config: SFTConfig) -> Path:
     _tell_of_straddling(language_model, pairs)
     examples = [(pairs[i][0], pairs[i][1].weight) for i in train]
     held_rows = [pairs[i][0] for i in held]
+    provenance = {"made_by": "tether sft", "model": config.model, "data": config.data}
+
+    def write(path: Path) -> None:
+        save(language_model, path, provenance)
+
     steps = loop.fit(
         config,
         folder,
@@ -53,11 +58,11 @@ def train_sft(config: SFTConfig) -> Path:
             language_model, [examples[i] for i in chosen], config.device_batch_size
         ),
         lambda: _held_out_metrics(language_model, held_rows),
+        write,
     )
     facts = {"steps": steps, "demonstrations": len(train), "held_out": len(held)}
     loss = held_out_loss(language_model, held_rows)
-    provenance = {"made_by": "tether sft", "model": config.model, "data": config.data}
-    folder.write_model(lambda path: save(language_model, path, provenance))
+    folder.write_model(write)
     perplexity = math.exp(loss) if loss is not None else None
     facts |= {"held_out_loss": loss, "held_out_perplexity": perplexity, "skipped": skipped}
     return folder.finish(**facts)
