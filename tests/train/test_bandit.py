@@ -1,4 +1,4 @@
-"""PPO on a bandit: one-token completions whose best distribution is known in closed form.
+"""PPO and its relatives on a bandit: one token, and the best distribution in closed form.
 
     max_π E_π[r] − β KL(π ‖ π_ref)   has the solution   π*(v) ∝ π_ref(v) exp(r(v)/β)
 
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import WORDS
 from tests.train import toys
 from tests.train.toys import KINDS
+from tether.config import GRPOConfig, PPOConfig, ReinforceConfig, RLOOConfig
 from tether.sections import (
     GAEConfig,
     KLConfig,
@@ -20,7 +21,7 @@ from tether.sections import (
     SamplingConfig,
     ValueConfig,
 )
-from tether.train.online import train_ppo
+from tether.train.online import train_grpo, train_ppo, train_reinforce, train_rloo
 
 PROMPT = "who helps the cat "
 REWARD = """
@@ -38,22 +39,24 @@ def score(word):
 """
 
 
-def trained(tmp_path, kind, spread=0.2, **changes):
-    """Log-probs of the first token before and after PPO, the reward of every token, metrics."""
+def trained(tmp_path, kind, spread=0.2, method=PPOConfig, train=train_ppo, **changes):
+    """Log-probs of the first token before and after, the reward of every token, metrics."""
     path = toys.save(tmp_path, kind, initializer_range=spread)
     (tmp_path / "reward.py").write_text(REWARD.format(words=WORDS))
     toys.write_rows(tmp_path / "bandit.jsonl", [{"prompt": PROMPT}])
-    config = toys.ppo(
+    if method is PPOConfig:
+        changes["value"] = ValueConfig(learning_rate=1e-2)
+    config = toys.online(
+        method,
         tmp_path,
         path,
         prompts=str(tmp_path / "bandit.jsonl"),
         rewards=(RewardConfig(path=f"{tmp_path}/reward.py:reward"),),
         sampling=SamplingConfig(max_new_tokens=1),
         missing_eos_penalty=0.0,
-        value=ValueConfig(learning_rate=1e-2),
         **changes,
     )
-    out = train_ppo(config)
+    out = train(config)
     tokenizer = AutoTokenizer.from_pretrained(path)
     namespace: dict = {}
     exec((tmp_path / "reward.py").read_text(), namespace)
@@ -108,6 +111,34 @@ def test_with_a_tether_it_finds_the_tilted_reference(
     assert found == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("method", "train", "changes"),
+    [
+        (RLOOConfig, train_rloo, {"num": 8}),
+        (GRPOConfig, train_grpo, {"num": 8, "divide_by_std": False}),
+        (ReinforceConfig, train_reinforce, {}),
+    ],
+    ids=["rloo", "grpo", "reinforce"],
+)
+def test_without_a_value_model_it_finds_the_same(tmp_path, method, train, changes):
+    """No value model, so a noisier gradient: a larger batch, and a rate that falls to 0."""
+    beta = 0.4
+    reference, policy, rewards, _ = trained(
+        tmp_path,
+        "llama",
+        method=method,
+        train=train,
+        steps=40,
+        batch_size=128,
+        epochs=2,
+        kl=KLConfig(beta=beta),
+        optimizer=OptimizerConfig(learning_rate=4e-3),
+        **changes,
+    )
+    best = (reference + rewards / beta).log_softmax(-1)
+    assert total_variation(policy, best) < 0.12 < 0.4 < total_variation(reference, best)
+
+
 @KINDS
 def test_without_a_tether_it_finds_the_best_token(tmp_path, kind):
     reference, policy, rewards, _ = trained(
@@ -116,6 +147,7 @@ def test_without_a_tether_it_finds_the_best_token(tmp_path, kind):
         spread=0.05,  # nearly uniform: what is never sampled cannot be found
         steps=30,
         batch_size=64,
+        epochs=2,
         kl=KLConfig(beta=0.0),
         optimizer=OptimizerConfig(learning_rate=5e-3),
     )
