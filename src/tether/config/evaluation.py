@@ -16,6 +16,8 @@ class PolicyConfig:
     """Hugging Face model directory or hub id"""
     best_of: int = 1
     """Draw this many completions and keep the one that the `best_by` scorer likes best"""
+    curve: bool = False
+    """Evaluate the models kept along its run (keep_every), too: its curve of score against KL"""
 
     def __post_init__(self) -> None:
         positive("best_of", self.best_of)

@@ -1,6 +1,8 @@
 """The `evaluate` stage: the same prompts answered by several policies, scored and compared."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from tether.data.formats import read_prompts
 from tether.engine.decode import Sampled, completion_text, generate_tokens
 from tether.engine.sampling import EVALUATION
 from tether.errors import ConfigError
-from tether.evaluation.summary import Sample, summarize
+from tether.evaluation.summary import Sample, keep, summarize
 from tether.evaluation.table import print_table
 from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, completion_kl, completion_logprobs, load
@@ -44,24 +46,58 @@ def evaluate(config: EvaluateConfig) -> Path:
         for scorer in config.scorers
     }
     reference = load(config.reference, config.compute) if config.reference else None
-    samples: list[Sample] = []
-    with Steps(folder.path.name, len(config.policies)) as progress:
-        for policy in config.policies:
-            samples += answer(config, policy, prompts, scorers, reference)
+    kept = [(p, step, path) for p in config.policies if p.curve for step, path in kept_models(p)]
+    with Steps(folder.path.name, len(config.policies) + len(kept)) as progress:
+
+        def answers_of(policy: PolicyConfig) -> list[Sample]:
+            samples = answer(config, policy, prompts, scorers, reference)
             progress.advance()
+            return samples
+
+        samples = [sample for policy in config.policies for sample in answers_of(policy)]
+        summary = summarize(
+            samples,
+            baseline=config.baseline or config.policies[0].name,
+            scorers=list(scorers),
+            pairs=config.compare,
+            apart=config.apart,
+            seed=config.seed,
+        )
+        points = [
+            keep(policy.name, step, answers_of(replace(policy, model=path)), summary, config.seed)
+            for policy, step, path in kept
+        ]
+    seconds = {policy.name: cpu_seconds(policy.model) for policy in config.policies}
+    known = {name: found for name, found in seconds.items() if found is not None}
+    summary = replace(summary, kept=points, cpu_seconds=known)
     folder.begin()
-    summary = summarize(
-        samples,
-        baseline=config.baseline or config.policies[0].name,
-        scorers=list(scorers),
-        pairs=config.compare,
-        apart=config.apart,
-        seed=config.seed,
-    )
     write_jsonl(folder.path / "samples.jsonl", [sample.to_dict() for sample in samples])
     write_json(folder.path / "summary.json", summary.to_dict())
     print_table(summary, results)
     return folder.finish(prompts=len(prompts), samples=len(samples))
+
+
+def kept_models(policy: PolicyConfig) -> list[tuple[int, str]]:
+    """(step, directory) of the models that the policy's run kept (`keep_every`), by step.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    folders = sorted((Path(policy.model).parent / "models").glob("step-*"))
+    if not folders:
+        raise ConfigError(
+            f"policy {policy.name!r} has curve = true, but no models were kept beside "
+            f"{policy.model!r}; train it with keep_every, or leave curve = false"
+        )
+    return [(int(each.name.removeprefix("step-")), str(each)) for each in folders]
+
+
+def cpu_seconds(model: str) -> float | None:
+    """What the stage that made a model took; None where the model lies in no stage's folder."""
+    result = Path(model).parent / "result.json"
+    if Path(model).name != "model" or not result.is_file():
+        return None
+    return json.loads(result.read_text(encoding="utf-8")).get("cpu_seconds")
 
 
 class Drawn(NamedTuple):

@@ -16,8 +16,8 @@ from tether.statistics import Interval
 Item = TypeVar("Item")
 
 # Readable on white and on near-black, and told apart without colour vision by their symbols.
-_COLOURS = ["#7d8899", "#3b7dd8", "#d9730d", "#2a9d6f", "#9a6fd6", "#c8506e"]
-_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x"]
+_COLOURS = ["#7d8899", "#3b7dd8", "#d9730d", "#2a9d6f", "#9a6fd6", "#c8506e", "#8a7a1f"]
+_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon"]
 _GROUPED = {"scattermode": "group", "scattergap": 0.4, "hovermode": "closest"}
 _MAX_POINTS = 1500  # of a curve; more than a screen shows
 _MAX_ROWS = 40  # of the table behind a curve
@@ -134,6 +134,54 @@ def by_category(summary: Summary) -> Figure | None:
         header=["category", "prompts", *summary.policies],
         rows=[_category_row(name, summary.rows_of(name), scorer) for name in names],
     )
+
+
+def by_distance(summary: Summary) -> Figure | None:
+    """The first score against the KL to the reference, one line a policy from the baseline on.
+
+    The models that a run kept are the points of its line, the policy itself its end.
+    """
+    scorer = summary.scorers[0]
+    rows = {row.policy: row for row in summary.rows_of(ALL) if row.kl}
+    start = rows.get(summary.baseline)
+    if not summary.kept or start is None:
+        return None
+    traces, table = [], []
+    for i, (policy, row) in enumerate(rows.items()):
+        kept = [each for each in summary.kept if each.policy == policy and each.kl]
+        points = [(f"step {each.step}", each.kl, each.scores[scorer]) for each in kept]
+        points.append(("end", row.kl, row.scores[scorer]))
+        if kept:
+            points.insert(0, (summary.baseline, start.kl, start.scores[scorer]))
+        traces.append(_path(policy, points, i))
+        table += [
+            [policy, name, *(str(number(each, 2, signed=False)) for each in (kl, score))]
+            for name, kl, score in points
+        ]
+    layout = _layout(
+        x="KL to the reference, nats per answer", y=f"mean {_label(scorer)} score", legend=True
+    )
+    return Figure(
+        title=f"{scorer} against distance from the reference",
+        description=f"Mean {scorer} score over the KL to the reference as training went on, "
+        f"from {summary.baseline} to each policy, with 95% intervals",
+        plot={"data": traces, "layout": layout | {"height": 460, "hovermode": "closest"}},
+        header=["policy", "model", "KL", scorer],
+        rows=table,
+    )
+
+
+def _path(
+    name: str, points: list[tuple[str, Interval | None, Interval]], index: int
+) -> dict[str, Any]:
+    drawn = _dots(name, [], [score for _, _, score in points], index)
+    return drawn | {
+        "mode": "lines+markers",
+        "x": [kl.mean for _, kl, _ in points if kl],
+        "text": [_label(model) for model, _, _ in points],
+        "line": {"color": drawn["marker"]["color"], "width": 1.5},
+        "marker": drawn["marker"] | {"size": 7},
+    }
 
 
 def _category_row(category: str, rows: list[Row], scorer: str) -> list[str]:

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from tether.errors import DataError
-from tether.evaluation.figures import Figure, by_category, curves
+from tether.evaluation.figures import Figure, by_category, by_distance, curves
 from tether.evaluation.summary import Sample, Summary
 from tether.evaluation.table import Column, columns, percent, read_summary, sentence
 from tether.evaluation.verdict import Verdict, verdict
@@ -108,6 +108,7 @@ class Evaluation:
     verdict: Verdict | None
     columns: list[Column]
     by_category: Figure | None
+    by_distance: Figure | None
     examples: list[list[Sample]]
     """By prompt: the first answer of each policy"""
 
@@ -192,6 +193,7 @@ def _read_evaluation(folder: Path, stage: str) -> Evaluation | None:
         verdict=verdict(summary),
         columns=columns(summary),
         by_category=by_category(summary),
+        by_distance=by_distance(summary),
         examples=_examples(samples, summary.policies),
     )
 

@@ -9,7 +9,7 @@ Summary     all of them; written as summary.json
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -113,6 +113,18 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A model kept along the run that made a policy, and what it scored on the same prompts."""
+
+    policy: str
+    step: int
+    kl: Interval | None
+    """Nats per sequence; None = not measured"""
+    scores: dict[str, Interval]
+    """Mean score by scorer"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """What an evaluation found."""
 
@@ -126,6 +138,10 @@ class Summary:
     """By category, "all" first; within a category in the order of `policies`"""
     comparisons: list[Comparison]
     """Those asked for first, then every other policy against the baseline"""
+    kept: list[Kept] = field(default_factory=list)
+    """By policy and step; without the policies themselves"""
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """What the stage that made a policy took, where that is known"""
 
     def rows_of(self, category: str) -> list[Row]:
         """The rows of one category, one a policy."""
@@ -150,7 +166,9 @@ class Summary:
         try:
             rows = [Row(**_with_intervals(each)) for each in row["rows"]]
             comparisons = [Comparison(**_with_intervals(each)) for each in row["comparisons"]]
-            return cls(**{**row, "rows": rows, "comparisons": comparisons})
+            kept = [Kept(**_with_intervals(each)) for each in row.get("kept", [])]
+            read = {"rows": rows, "comparisons": comparisons, "kept": kept}
+            return cls(**{**row, **read})
         except (KeyError, TypeError) as error:
             raise DataError(f"not the summary of an evaluation ({error}); evaluate again") from None
 
@@ -202,6 +220,27 @@ def summarize(
         apart=[name for name in apart if name in categories],
         rows=rows,
         comparisons=comparisons,
+    )
+
+
+def keep(policy: str, step: int, samples: Sequence[Sample], summary: Summary, seed: int) -> Kept:
+    """The figures of a model kept along a policy's run, on the prompts of the overall figures.
+
+    Args:
+        policy: The policy that the run made.
+        step: Steps done when the model was kept.
+        samples: Its scored samples.
+        summary: Of the same evaluation.
+        seed: Of the bootstrap over prompts.
+    """
+    (group,) = _by_policy(samples).values()
+    rows = [row for row in group if row[0].category not in summary.apart]
+    kl = _matrix(rows, _kl)
+    return Kept(
+        policy=policy,
+        step=step,
+        kl=cluster_bootstrap(kl, seed=seed) if np.isfinite(kl).all() else None,
+        scores={n: cluster_bootstrap(_scores(rows, n), seed=seed) for n in summary.scorers},
     )
 
 
@@ -274,7 +313,7 @@ def _row(
     wins = None
     if rival is not None:
         wins = win_rate(_scores(group, scorers[0]), _scores(rival, scorers[0]), seed=seed)
-    kl = _matrix(group, lambda s: math.nan if s.kl is None else s.kl)
+    kl = _matrix(group, _kl)
     return Row(
         policy=policy,
         category=category,
@@ -321,6 +360,10 @@ def _perplexity(samples: Sequence[Sample]) -> float | None:
     if not weighted:
         return None
     return math.exp(sum(n * nats for n, nats in weighted) / sum(n for n, _ in weighted))
+
+
+def _kl(sample: Sample) -> float:
+    return math.nan if sample.kl is None else sample.kl
 
 
 def _scores(group: Group, scorer: str) -> Float[np.ndarray, "P N"]:

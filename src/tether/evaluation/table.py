@@ -53,6 +53,10 @@ def columns(summary: Summary) -> list[Column]:
             Column(f"wins vs {summary.baseline}", meaning, lambda row: percent(row.win_rate))
         )
     chosen += _TEXT_COLUMNS
+    if summary.cpu_seconds:
+        seconds = summary.cpu_seconds
+        meaning = "CPU seconds of the stage that made the policy, not of those before it"
+        chosen.append(Column("CPU s", meaning, lambda row: _seconds(seconds.get(row.policy)), True))
     if any(row.reference_perplexity is not None for row in rows):
         meaning = "how surprising the answers are to the reference model; 1 = not at all"
         chosen.append(Column("perplexity", meaning, _perplexity, of_text=True))
@@ -86,6 +90,10 @@ _TEXT_COLUMNS = [
         True,
     ),
 ]
+
+
+def _seconds(seconds: float | None) -> Cell:
+    return Cell("" if seconds is None else f"{seconds:.0f}")
 
 
 def _perplexity(row: Row) -> Cell:
