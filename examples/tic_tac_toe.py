@@ -30,7 +30,7 @@ ENTROPY_COEFFICIENT = 0.02  # what a nat of entropy is worth, so that other move
 TEST_GAMES, STEPS_BETWEEN_TESTS = 2000, 15
 
 Boards = Float[Tensor, "B 9"]  # a square is 1 where it is mine, -1 my rival's, 0 empty
-Turns = Float[Tensor, "B 9"]  # a number for each of nine turns
+Grid = Float[Tensor, "B 9"]  # a number for each turn
 ROWS = torch.arange(9).view(3, 3)
 LINES = torch.cat([ROWS, ROWS.T, ROWS.diag()[None], ROWS.fliplr().diag()[None]])
 
@@ -54,11 +54,9 @@ class Agent(nn.Module):
         self.policy, self.value = nn.Linear(128, 9), nn.Linear(128, 1)
 
     def forward(self, boards: Boards) -> tuple[Float[Tensor, "B 9"], Float[Tensor, " B"]]:
-        """Logits of the nine moves, and the value, for the player whose squares are 1.
-
-        Illegal moves have logit -inf in playing and training alike, so π_old is the policy.
-        """
+        """Logits of the nine moves and the value, for the player whose squares are 1."""
         hidden = self.body(torch.cat([boards == 1, boards == -1], dim=-1).float())
+        # In playing and training alike: otherwise π_old would not be the policy.
         logits = self.policy(hidden).masked_fill(~legal_moves(boards), -torch.inf)
         return logits, self.value(hidden).squeeze(-1)
 
@@ -66,8 +64,8 @@ class Agent(nn.Module):
 class Games(NamedTuple):
     boards: Float[Tensor, "B 9 9"]  # before each turn, as the player whose turn it is sees it
     moves: Int[Tensor, "B 9"]
-    logprobs: Turns  # of the moves, in nats, under the policy that played
-    values: Turns
+    logprobs: Grid  # of the moves, in nats, under the policy that played
+    values: Grid
     mask: Bool[Tensor, "B 9"]  # True on the agent's turns, up to the end of the game
     scores: Float[Tensor, " B"]  # 1 where the agent won, 0 where nobody did, -1 where it lost
 
@@ -95,7 +93,7 @@ def play_games(agent: Agent, count: int, self_play: float) -> Games:
     return Games(*(torch.stack(column, dim=1) for column in zip(*turns, strict=True)), scores)
 
 
-def aim(games: Games) -> tuple[Turns, Turns]:
+def aim(games: Games) -> tuple[Grid, Grid]:
     """Standardized advantages, and returns. No reference to stay near, so no KL penalty."""
     no_penalty = torch.zeros_like(games.values)
     rewards = token_rewards(games.scores, no_penalty, games.mask)
@@ -103,9 +101,7 @@ def aim(games: Games) -> tuple[Turns, Turns]:
     return masked.standardize(advantages, games.mask), returns
 
 
-def loss(
-    agent: Agent, games: Games, advantages: Turns, returns: Turns
-) -> tuple[Tensor, PolicyLoss]:
+def loss(agent: Agent, games: Games, advantages: Grid, returns: Grid) -> tuple[Tensor, PolicyLoss]:
     """L = L_policy + L_value - c·H, and its first part with statistics."""
     logits, values = agent(games.boards.flatten(0, 1))
     logits, values = logits.view_as(games.boards), values.view_as(games.values)
@@ -191,7 +187,7 @@ def main(seed: int = 0, steps: int = 150, play: bool = False) -> None:
     results.print("Against a random player, 5,000 games beginning and 5,000 second:")
     scores = play_games(agent, 10_000, self_play=0.0).scores
     results.print(f" beginning  {measure(scores[::2])}\n    second  {measure(scores[1::2])}")
-    results.print("You are X; Ctrl-D ends." if play else "Next: play against it, with --play")
+    results.print("You are X; Ctrl-D ends." if play else "Next, play against it: add --play")
     with suppress(EOFError, KeyboardInterrupt):
         for human_begins in cycle((True, False) if play else ()):
             print(play_a_human(agent, human_begins))
