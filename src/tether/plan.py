@@ -17,7 +17,7 @@ from rich.text import Text
 from tether import pipeline
 from tether.config import (
     GenerateConfig,
-    PPOConfig,
+    OnlineConfig,
     RewardModelConfig,
     SFTConfig,
     SimulateConfig,
@@ -30,7 +30,8 @@ from tether.progress import console, results
 if TYPE_CHECKING:
     from tether.footprint.parts import Footprint
 
-KINDS = ("sft", "reward", "ppo", "generate")  # the others hold little, or what these hold
+ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
+KINDS = ("sft", "reward", "generate", *ONLINE)  # the others hold little, or what these hold
 PARTS = ("weights", "gradients", "optimizer", "KV cache", "activations", "logits")
 COMPILED = "oneDNN's compiled bfloat16 products are not counted (100 MiB in a long run of the demo)"
 HOLES = 1.25  # most that a process was seen to hold over the sum: freed memory it cannot use again
@@ -117,7 +118,7 @@ def estimates(stages: list[pipeline.Stage], process: int, aside: Path) -> list[P
         if stage.kind == "sandbox":
             make = pipeline.runner(stage.kind)
             like[str(out)] = str(make(replace(config, out=str(aside / stage.name))))
-        elif isinstance(config, SFTConfig | RewardModelConfig | PPOConfig):
+        elif isinstance(config, SFTConfig | RewardModelConfig | OnlineConfig):
             like[str(out / "model")] = config.model
     return planned
 
@@ -128,8 +129,8 @@ def footprint(config: StageConfig, unfinished: dict[Path, StageConfig]) -> "Foot
     rollout = importlib.import_module("tether.footprint.rollout")
     if isinstance(config, GenerateConfig):
         return rollout.of_generate(config, known=_is_there(config.prompts, unfinished))
-    if isinstance(config, PPOConfig):
-        return rollout.of_ppo(config, known=_is_there(config.prompts, unfinished))
+    if isinstance(config, OnlineConfig):
+        return rollout.of_online(config, known=_is_there(config.prompts, unfinished))
     assert isinstance(config, SFTConfig | RewardModelConfig)
     known = _is_there(config.data, unfinished)
     if isinstance(config, SFTConfig):

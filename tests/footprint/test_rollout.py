@@ -4,9 +4,16 @@ import pytest
 
 from tests.footprint.test_fit import BACKBONE, LANGUAGE_MODEL, phase
 from tests.train import toys
-from tether.config import GenerateConfig
+from tether.config import (
+    BestOfNConfig,
+    GenerateConfig,
+    GRPOConfig,
+    OnlineDPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+)
 from tether.errors import ConfigError
-from tether.footprint.rollout import of_generate, of_ppo
+from tether.footprint.rollout import of_generate, of_online
 from tether.sections import (
     ComputeConfig,
     KLConfig,
@@ -90,7 +97,7 @@ def test_prompts_that_leave_no_room_are_refused_as_in_a_run(tmp_path, model):
 
 def test_the_roles_of_ppo_by_hand(tmp_path, model):
     """Policy and value model are trained; the value model starts as the policy, head and all."""
-    found = of_ppo(toys.ppo(tmp_path, model), known=True)
+    found = of_online(toys.ppo(tmp_path, model), known=True)
     assert [each.name for each in found.phases] == ["generate", "score", "train", "update"]
     update = phase(found, "update")
     trained = LANGUAGE_MODEL + BACKBONE + 33
@@ -104,7 +111,7 @@ def test_the_roles_of_ppo_by_hand(tmp_path, model):
 
 def test_batches_of_ppo_by_hand(tmp_path, model):
     config = toys.ppo(tmp_path, model, steps=5, epochs=3, minibatches=4, device_batch_size=1)
-    batches = of_ppo(config, known=True).batches
+    batches = of_online(config, known=True).batches
     assert (batches.rollout, batches.optimizer, batches.device) == (8, 2, 1)
     assert (batches.steps_per_rollout, batches.steps) == (12, 60)
     assert (batches.samples, batches.tokens) == (40, 40 * 6)
@@ -121,14 +128,14 @@ def test_batches_of_ppo_by_hand(tmp_path, model):
     ids=["all", "no reference", "no tether", "shared"],
 )
 def test_a_role_that_is_off_has_no_weights(tmp_path, model, changes, models):
-    found = of_ppo(toys.ppo(tmp_path, model, **changes), known=True)
+    found = of_online(toys.ppo(tmp_path, model, **changes), known=True)
     weights = phase(found, "train")["weights"]
     assert weights == models * (4 * LANGUAGE_MODEL + 64) + 4 * 33
 
 
 def test_reward_models_stand_beside_the_value_model_that_starts_as_one(tmp_path, model):
     """Here the folder holds a language model: what a reward model yet to be trained starts from."""
-    found = of_ppo(toys.ppo(tmp_path, model, rewards=(RewardConfig(path=model),)), known=True)
+    found = of_online(toys.ppo(tmp_path, model, rewards=(RewardConfig(path=model),)), known=True)
     scalar = 4 * (BACKBONE + 32) + 64
     weights = phase(found, "train")["weights"]
     assert weights == 2 * (4 * LANGUAGE_MODEL + 64) + 2 * scalar + 4 * 33
@@ -137,7 +144,7 @@ def test_reward_models_stand_beside_the_value_model_that_starts_as_one(tmp_path,
 
 def test_smaller_batches_hold_less(tmp_path, model):
     def train(**changes):
-        parts = phase(of_ppo(toys.ppo(tmp_path, model, **changes), known=True), "train")
+        parts = phase(of_online(toys.ppo(tmp_path, model, **changes), known=True), "train")
         return parts["activations"] + parts["logits"]
 
     assert train(minibatches=2) > train(minibatches=4)
@@ -146,7 +153,33 @@ def test_smaller_batches_hold_less(tmp_path, model):
 
 def test_smaller_device_batches_hold_less_while_scoring(tmp_path, model):
     whole, cut = (
-        phase(of_ppo(toys.ppo(tmp_path, model, device_batch_size=rows), known=True), "score")
+        phase(of_online(toys.ppo(tmp_path, model, device_batch_size=rows), known=True), "score")
         for rows in (0, 1)
     )
     assert cut["activations"] + cut["logits"] < whole["activations"] + whole["logits"]
+
+
+# --- its relatives --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer_batch"),
+    [
+        (GRPOConfig, 4),
+        (RLOOConfig, 4),
+        (ReinforceConfig, 4),
+        (OnlineDPOConfig, 4),
+        (BestOfNConfig, 1),
+    ],
+)
+def test_a_relative_of_ppo_holds_policy_and_reference(tmp_path, model, method, optimizer_batch):
+    """8 completions a step, 2 minibatches; best-of-n learns one of four."""
+    config = toys.online(method, tmp_path, model, **({"num": 4} if method is GRPOConfig else {}))
+    found = of_online(config, known=True)
+    assert [each.name for each in found.phases] == ["generate", "score", "train", "update"]
+    update = phase(found, "update")
+    assert update["gradients"] == 4 * LANGUAGE_MODEL
+    assert update["optimizer"] == 8 * LANGUAGE_MODEL
+    assert update["weights"] == 4 * 2 * LANGUAGE_MODEL + 2 * 2 * 8 * 4
+    assert found.batches.optimizer == optimizer_batch
+    assert found.batches.samples == 16

@@ -1,4 +1,4 @@
-"""Footprints of what samples: `generate` and `ppo`.
+"""Footprints of what samples: `generate`, `ppo` and its relatives.
 
 Completions are taken to reach the length limit, `sampling.max_new_tokens`.
 """
@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from tether.config import GenerateConfig, PPOConfig
+from tether.config import (
+    BestOfNConfig,
+    GenerateConfig,
+    OnlineConfig,
+    OnlineDPOConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+)
 from tether.data import formats
 from tether.data.batches import Row, device_batches, lengths_mask, step_indices
 from tether.data.rollout import Rollout, Scored
@@ -37,8 +44,11 @@ from tether.models.scalar_head import (
 from tether.rewards.load import Reward
 from tether.rewards.reward_model import ROWS_PER_BATCH
 from tether.sections import RewardConfig, SamplingConfig
+from tether.train import sft
 from tether.train.aim import aim
+from tether.train.choose import accumulate_pairs
 from tether.train.improve import accumulate, trained_sets
+from tether.train.roles import needs_reference
 from tether.train.score import score
 
 FEW_TOKENS = 4  # sampled in a dry run; what the others add to the cache is known
@@ -102,9 +112,9 @@ def cache_bytes(model: LanguageModel) -> int:
     return 2 * config.num_hidden_layers * heads * size * model.place.dtype.itemsize
 
 
-def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
-    """PPO; `known` = the prompts are there already."""
-    size, rows = config.batch_size // config.minibatches, config.device_batch_size
+def of_online(config: OnlineConfig, *, known: bool) -> Footprint:
+    """PPO or a relative; `known` = the prompts are there already."""
+    rows = config.device_batch_size
     with dry_run(config.model, config.compute) as (dry, place):
         roles = Roles.load(config, place)
         dry.adopt(*roles.models)
@@ -114,11 +124,11 @@ def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
         with dry.phase() as scoring:
             roles.reward(config, batch[:ROWS_PER_BATCH])
             roles.score(config, batch[: rows or None])
-        minibatch = batch[: min(DEVICE_BATCHES * rows or size, size)]
-        targets = aim(roles.score(config, minibatch), config, config.kl.beta)
-        everything = list(range(len(minibatch)))
+        size = min(DEVICE_BATCHES * rows or len(batch), len(batch) // config.minibatches)
+        minibatch = batch[: max(size - size % config.num, config.num)]
+        scored = roles.score(config, minibatch)
         with dry.phase() as training:
-            accumulate(roles.policy, roles.value, targets, everything, config, config.kl.beta)
+            _train(roles, scored, config)
         parameters = [p for part in trained_sets(roles.policy, roles.value) for p in part]
         phases = phases_of(parameters, generate=generating, score=scoring, train=training)
     if any(is_function(each.path) for each in config.rewards):
@@ -126,8 +136,26 @@ def of_ppo(config: PPOConfig, *, known: bool) -> Footprint:
     return Footprint(phases, _batches(config), notes, data)
 
 
-def _batches(config: PPOConfig) -> Batches:
-    size = config.batch_size // config.minibatches
+def _train(roles: "Roles", scored: Scored, config: OnlineConfig) -> None:
+    """Accumulate the gradient of one minibatch by the method's own update."""
+    rows = scored.rollout.rows
+    if isinstance(config, OnlineDPOConfig):
+        pairs = [(i, i + 1) for i in range(0, len(rows), config.num)]
+        accumulate_pairs(roles.policy, scored, pairs, config)
+    elif isinstance(config, BestOfNConfig):
+        best = [(row, 1.0) for row in rows[:: config.num]]
+        for part in sft.losses(roles.policy, best, config.device_batch_size):
+            part.backward()
+    else:
+        assert isinstance(config, PolicyGradientConfig)
+        beta, everything = config.kl.beta, list(range(len(rows)))
+        targets = aim(scored, config, beta)
+        accumulate(roles.policy, roles.value, targets, everything, config, beta)
+
+
+def _batches(config: OnlineConfig) -> Batches:
+    learned = config.num if isinstance(config, BestOfNConfig) else 1  # one of so many
+    size = config.batch_size // learned // config.minibatches
     per_rollout = config.epochs * config.minibatches
     samples = config.steps * config.batch_size
     return Batches(
@@ -142,49 +170,53 @@ def _batches(config: PPOConfig) -> Batches:
     )
 
 
-def _rollout_batch(config: PPOConfig, prompts: list[list[int]]) -> list[list[int]]:
-    """The prompts of the rollout batch with the most tokens, longest first."""
+def _rollout_batch(config: OnlineConfig, prompts: list[list[int]]) -> list[list[int]]:
+    """The prompts of the rollout batch with the most tokens, longest first, each `num` times."""
+    count = config.batch_size // config.num
     drawn = (
-        [prompts[i] for i in step_indices(len(prompts), config.batch_size, config.seed, step)]
+        [prompts[i] for i in step_indices(len(prompts), count, config.seed, step)]
         for step in range(min(config.steps, BATCHES_LOOKED_AT))
     )
-    return sorted(max(drawn, key=lambda batch: sum(map(len, batch))), key=len, reverse=True)
+    batch = sorted(max(drawn, key=lambda batch: sum(map(len, batch))), key=len, reverse=True)
+    return [prompt for prompt in batch for _ in range(config.num)]
 
 
 @dataclass
 class Roles:
-    """The models of a PPO run, as `online.load_roles` loads them, without their weights."""
+    """The models of a run, as `roles.load_roles` loads them, without their weights."""
 
     policy: LanguageModel
     reference: LanguageModel | None
     rewards: list[RewardModel]
-    value: ScalarModel
+    value: ScalarModel | None
 
     @classmethod
-    def load(cls, config: PPOConfig, place: Device) -> "Roles":
+    def load(cls, config: OnlineConfig, place: Device) -> "Roles":
         """Each role a model of its own, as in a run."""
         policy = language_model(config.model, place, trainable=True)
         reference = None
-        if config.reference != "none" and (config.kl.beta or config.reference):
+        if needs_reference(config):
             reference = language_model(config.reference or config.model, place)
         paths = [each.path for each in config.rewards if not is_function(each.path)]
         rewards = [reward_model(path, place) for path in paths]
-        return cls(policy, reference, rewards, _value(config, policy, paths))
+        value = _value(config, policy, paths) if isinstance(config, PPOConfig) else None
+        return cls(policy, reference, rewards, value)
 
     @property
     def models(self) -> list[nn.Module]:
         """Everything that has weights."""
         others = [self.reference, *self.rewards, self.value]
-        return [self.policy.model, self.value.head, *(each.model for each in others if each)]
+        heads = [self.value.head] if self.value else []
+        return [self.policy.model, *heads, *(each.model for each in others if each)]
 
     @torch.no_grad()
-    def reward(self, config: PPOConfig, prompts: list[list[int]]) -> None:
+    def reward(self, config: OnlineConfig, prompts: list[list[int]]) -> None:
         """Send completions of full length through the reward models."""
         for model in self.rewards:
             for _, batch in device_batches(_rows(config, prompts), ROWS_PER_BATCH):
                 model.scores(batch)
 
-    def score(self, config: PPOConfig, prompts: list[list[int]]) -> Scored:
+    def score(self, config: OnlineConfig, prompts: list[list[int]]) -> Scored:
         """Send completions of full length through policy, reference and value model."""
         rows, nothing = _rows(config, prompts), [""] * len(prompts)
         mask = lengths_mask([row.num_completion for row in rows])
@@ -196,14 +228,14 @@ class Roles:
             self.value,
             temperature=config.sampling.temperature,
             missing_eos_penalty=config.missing_eos_penalty,
-            bootstrap=config.gae.bootstrap,
             device_batch_size=config.device_batch_size,
             rescore=True,
+            bootstrap=isinstance(config, PPOConfig) and config.gae.bootstrap,
         )
         return scored
 
 
-def _rows(config: PPOConfig, prompts: list[list[int]]) -> list[Row]:
+def _rows(config: OnlineConfig, prompts: list[list[int]]) -> list[Row]:
     return [Row(ids + [0] * config.sampling.max_new_tokens, len(ids)) for ids in prompts]
 
 
