@@ -5,9 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tether.core.preference_losses import bradley_terry
+from tether.core.preference_losses import (
+    binary,
+    bradley_terry,
+    centering_penalty,
+    plackett_luce,
+)
 
-from .strategies import FEW, close
+from .strategies import FEW, JUNK, close
 
 
 @st.composite
@@ -132,3 +137,83 @@ def test_planted_strengths_are_recovered():
     torch.testing.assert_close(
         found, torch.tensor([0, 0.6931472, 1.7917595]).double(), rtol=0, atol=1e-4
     )
+
+
+@st.composite
+def rankings(draw):
+    """Scores and ranks of a few completions, with ties and fails."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
+    ranks = draw(st.lists(st.sampled_from([1.0, 2.0, 3.0, math.inf]), min_size=1, max_size=6))
+    scores = torch.randn(len(ranks), generator=generator, dtype=torch.float64)
+    return scores, torch.tensor(ranks, dtype=torch.float64)
+
+
+@FEW
+@given(rankings())
+def test_plackett_luce_anew(drawn):
+    """With plain numbers: the better ones are taken before the worse, tied ones at once."""
+    scores, ranks = (x.tolist() for x in drawn)
+    terms = [
+        math.log(sum(math.exp(s) for s, r in zip(scores, ranks, strict=True) if r >= rank)) - score
+        for score, rank in zip(scores, ranks, strict=True)
+        if rank < max(ranks)
+    ]
+    expected = sum(terms) / len(terms) if terms else 0.0
+    assert plackett_luce(*drawn).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@FEW
+@given(rankings(), st.floats(-100, 100), JUNK)
+def test_order_shift_and_absent_completions_do_not_matter(drawn, shift, junk):
+    scores, ranks = drawn
+    order = torch.arange(len(ranks)).flip(0)
+    close(plackett_luce(scores[order] + shift, ranks[order]), plackett_luce(scores, ranks))
+    leaf = torch.cat([scores, torch.tensor([junk])]).requires_grad_()
+    padded = plackett_luce(leaf, torch.cat([ranks, torch.tensor([math.nan])]))
+    close(padded, plackett_luce(scores, ranks))
+    (gradient,) = torch.autograd.grad(padded, leaf)
+    assert gradient.isfinite().all()
+    assert gradient[-1] == 0
+    close(gradient.sum(), torch.tensor(0.0).double())  # what some gain, others lose
+
+
+@FEW
+@given(pairs())
+def test_a_ranking_of_two_is_a_pair(drawn):
+    chosen, rejected, *_ = drawn
+    ranks = torch.tensor([1.0, 2.0], dtype=torch.float64).expand(len(chosen), 2)
+    loss = plackett_luce(torch.stack([chosen, rejected], dim=1), ranks).mean()
+    close(loss, bradley_terry(chosen, rejected).loss)
+
+
+@FEW
+@given(pairs(), st.integers(1, 5))
+def test_binary_is_a_pair_whose_other_score_is_0_and_adds_up(drawn, size):
+    scores, _, _, labels = drawn
+    weight = labels + 0.5
+    whole = binary(scores, labels, weight=weight)
+    pair = bradley_terry(scores, torch.zeros_like(scores), probability=labels, weight=weight)
+    close(whole.loss, pair.loss)
+    parts = [
+        binary(s, y, weight=w, num_examples=float(weight.sum()))
+        for s, y, w in zip(*(x.split(size) for x in (scores, labels, weight)), strict=True)
+    ]
+    for total, *summands in zip(whole, *parts, strict=True):
+        close(sum(summands), total)
+    close(binary(-scores, 1 - labels, weight=weight).loss, whole.loss)
+
+
+@FEW
+@given(pairs(), st.integers(1, 5))
+def test_the_centering_penalty_is_least_about_0_and_adds_up(drawn, size):
+    chosen, rejected, _, weight = drawn
+    weight = weight + 0.5
+    settings = {"weight": weight, "num_pairs": 7.0}
+    whole = centering_penalty(chosen, rejected, **settings)
+    parts = [
+        centering_penalty(c, r, weight=w, num_pairs=7.0)
+        for c, r, w in zip(*(x.split(size) for x in (chosen, rejected, weight)), strict=True)
+    ]
+    close(sum(parts), whole)
+    middle = (chosen + rejected) / 2
+    close(centering_penalty(chosen - middle, rejected - middle, **settings), 0 * whole)

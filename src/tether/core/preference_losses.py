@@ -110,12 +110,10 @@ def plackett_luce(
     Returns:
         Loss of each ranking in nats; 0, with gradient 0, where nothing is decided.
     """
-    there = ~ranks.isnan()
-    scores = torch.where(there, widened(scores), 0.0)
-    worst = torch.where(there, ranks, -math.inf).amax(dim=-1, keepdim=True)
-    stages = ranks < worst  # NaN is not
-    left = ranks.unsqueeze(-2) >= ranks.unsqueeze(-1)  # (*batch, K, K): j still there when i goes
-    left = left | torch.eye(ranks.shape[-1], dtype=torch.bool, device=ranks.device)  # NaN: no -inf
+    scores = widened(scores)
+    worst = torch.where(ranks.isnan(), -math.inf, ranks).amax(dim=-1, keepdim=True)
+    stages = ranks < worst  # NaN is neither a stage nor, below, left
+    left = ranks.unsqueeze(-2) >= ranks.unsqueeze(-1)  # (*batch, K, K): j is there when i is taken
     ahead = scores.unsqueeze(-2) - scores.unsqueeze(-1)  # sⱼ - sᵢ
     terms = torch.where(left, ahead, -math.inf).logsumexp(dim=-1)
     return torch.where(stages, terms, 0.0).sum(dim=-1) / stages.sum(dim=-1).clamp(min=1)

@@ -8,7 +8,7 @@ no two mistakes cancel. Padding holds junk.
 from collections.abc import Callable
 from types import ModuleType
 
-from . import advantages, kl, logprobs, masked, policy_losses, preference_losses
+from . import advantages, direct_losses, kl, logprobs, masked, policy_losses, preference_losses
 
 
 def checks_of(module: ModuleType) -> list[Callable[[ModuleType], None]]:
@@ -23,4 +23,5 @@ CHECKS = {
     "advantages": checks_of(advantages),
     "policy_losses": checks_of(policy_losses),
     "preference_losses": checks_of(preference_losses),
+    "direct_losses": checks_of(direct_losses),
 }
