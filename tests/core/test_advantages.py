@@ -1,8 +1,18 @@
+import statistics
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tether.core.advantages import gae, rewards_to_go, token_rewards
+from tether.core.advantages import (
+    batch_baseline,
+    gae,
+    group_normalized,
+    leave_one_out,
+    rewards_to_go,
+    token_rewards,
+)
 
 from .strategies import FEW, JUNK, batches, close
 
@@ -102,3 +112,57 @@ def test_moving_the_padding_moves_nothing_else():
         rewards = token_rewards(scores, penalties, mask)
         advantages, _ = gae(rewards, torch.zeros(1, 5), mask)
         torch.testing.assert_close(advantages[mask], torch.tensor([0.9025, 0.95, 1.0]))
+
+
+@st.composite
+def groups(draw, least=2):
+    """Scores of a few completions of each of a few prompts."""
+    shape = draw(st.integers(1, 4)), draw(st.integers(least, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@FEW
+@given(groups())
+def test_advantages_of_groups_anew(scores):
+    """With plain numbers, a group and a completion at a time."""
+    normalized, alone = group_normalized(scores), leave_one_out(scores)
+    plain = group_normalized(scores, divide_by_std=False)
+    for n, row in enumerate(scores.tolist()):
+        mean, spread = statistics.fmean(row), statistics.stdev(row)
+        for k, score in enumerate(row):
+            others = row[:k] + row[k + 1 :]
+            assert plain[n, k].item() == pytest.approx(score - mean, abs=1e-12)
+            assert normalized[n, k].item() == pytest.approx((score - mean) / (spread + 1e-4))
+            assert alone[n, k].item() == pytest.approx(score - statistics.fmean(others))
+
+
+@FEW
+@given(groups(least=1))
+def test_the_batch_baseline_anew(scores):
+    every = scores.flatten().tolist()
+    mean, spread = statistics.fmean(every), statistics.pstdev(every) or 1.0
+    close(batch_baseline(scores, divide_by_std=False), scores - mean)
+    close(batch_baseline(scores), (scores - mean) / spread)
+
+
+@FEW
+@given(groups(), st.floats(-100, 100), st.floats(0.1, 9))
+def test_what_all_of_a_group_have_is_no_advantage(scores, shift, scale):
+    for function in (group_normalized, leave_one_out, batch_baseline):
+        close(function(scores + shift), function(scores))
+    shifts = shift * torch.arange(len(scores), dtype=torch.float64).unsqueeze(1)
+    for function in (group_normalized, leave_one_out):
+        close(function(scores + shifts), function(scores))
+        close(function(scores).sum(dim=1), torch.zeros(len(scores)).double())
+    close(leave_one_out(scale * scores), scale * leave_one_out(scores))
+    close(batch_baseline(scale * scores), batch_baseline(scores))
+
+
+@FEW
+@given(st.integers(1, 4), st.integers(2, 6), st.floats(-1000, 1000))
+def test_a_group_with_equal_scores_gives_exact_zeros(prompts, completions, score):
+    """Float32 on purpose, where a mean of equal numbers may differ from them."""
+    scores = torch.full((prompts, completions), score)
+    for function in (group_normalized, leave_one_out, batch_baseline):
+        assert (function(scores) == 0).all()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,14 @@ from tether.core.policy_losses import clipped_policy_loss, explained_variance, v
 from .strategies import FEW, JUNK, batches, close
 
 CLIP = st.floats(0.05, 0.5)
+VARIANTS = st.sampled_from(
+    [
+        {"clip_high": 0.4},
+        {"dual_clip": 1.2},
+        {"sequence_level": True},
+        {"clip_high": 0.03, "dual_clip": 1.1, "sequence_level": True},
+    ]
+)
 ADDITIVE = ("loss", "clip_fraction", "approx_kl", "ratio_mean")
 
 
@@ -175,3 +185,98 @@ def test_entropy_lies_between_0_and_log_v(seed, vocabulary, scale):
     assert (entropies <= limit + 1e-5).all()
     uniform = policy_losses.entropy(torch.zeros(vocabulary))
     torch.testing.assert_close(uniform, limit, rtol=1e-5, atol=1e-6)
+
+
+@FEW
+@given(batches(), CLIP, st.floats(0.05, 0.9), st.floats(1.05, 2), st.booleans())
+def test_the_variants_anew(batch, clip, clip_high, dual_clip, sequence_level):
+    """With plain numbers, a row and a token at a time."""
+    logprobs, old, advantages = policy_inputs(batch)
+    result = clipped_policy_loss(
+        logprobs,
+        old,
+        advantages,
+        batch.mask,
+        clip=clip,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        sequence_level=sequence_level,
+    )
+    losses, clipped, ratios = [], 0, []
+    for tokens, *row in zip(batch.mask, logprobs, old, advantages, strict=True):
+        news, olds, praise = (x[tokens].tolist() for x in row)
+        logs = [new - before for new, before in zip(news, olds, strict=True)]
+        for log, advantage in zip(logs, praise, strict=True):
+            ratio = math.exp(sum(logs) / len(logs) if sequence_level else log)
+            bounded = min(max(ratio, 1 - clip), 1 + clip_high)
+            gain = min(ratio * advantage, bounded * advantage)
+            if advantage < 0:
+                gain = max(gain, dual_clip * advantage)
+            losses.append(-gain)
+            clipped += gain != ratio * advantage
+            ratios.append(ratio)
+    assert result.loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-9)
+    assert result.clip_fraction.item() == pytest.approx(clipped / len(losses), abs=1e-9)
+    assert result.ratio_mean.item() == pytest.approx(sum(ratios) / len(ratios))
+    assert result.ratio_max.item() == pytest.approx(max(ratios))
+    plain = clipped_policy_loss(logprobs, old, advantages, batch.mask)
+    close(result.approx_kl, plain.approx_kl)
+
+
+@FEW
+@given(batches(max_rows=6), VARIANTS, JUNK, st.integers(1, 5))
+def test_variants_neither_see_padding_nor_how_a_batch_is_split(batch, variant, junk, rows):
+    inputs, num_tokens = policy_inputs(batch), int(batch.mask.sum())
+    leaf = inputs[0].clone().requires_grad_()
+    whole = clipped_policy_loss(leaf, *inputs[1:], batch.mask, **variant)
+    (gradient,) = torch.autograd.grad(whole.loss, leaf)
+    dirty = batch.junked(inputs[0], junk).requires_grad_()
+    others = (batch.junked(x, junk) for x in inputs[1:])
+    parts = [
+        clipped_policy_loss(*part, num_tokens=num_tokens, **variant)
+        for part in zip(*(x.split(rows) for x in (dirty, *others, batch.mask)), strict=True)
+    ]
+    for name in ADDITIVE:
+        close(sum(getattr(part, name) for part in parts), getattr(whole, name))
+    close(torch.autograd.grad(sum(part.loss for part in parts), dirty)[0], gradient)
+
+
+@FEW
+@given(batches(), CLIP)
+def test_tokens_of_a_row_of_one_are_their_own_sequence(batch, clip):
+    inputs = [x[batch.mask].unsqueeze(1) for x in policy_inputs(batch)]
+    mask = torch.ones_like(inputs[0]).bool()
+    token = clipped_policy_loss(*inputs, mask, clip=clip)
+    sequence = clipped_policy_loss(*inputs, mask, clip=clip, sequence_level=True)
+    for expected, actual in zip(token, sequence, strict=True):
+        close(actual, expected)
+
+
+@FEW
+@given(batches())
+def test_at_ratio_1_the_sequence_level_gives_each_token_the_mean_advantage_of_its_row(batch):
+    logprobs, _, advantages = policy_inputs(batch)
+    logprobs.requires_grad_()
+    result = clipped_policy_loss(
+        logprobs, logprobs.detach(), advantages, batch.mask, sequence_level=True
+    )
+    close(result.loss, -advantages[batch.mask].mean())
+    assert result.ratio_max == 1
+    result.loss.backward()
+    means = torch.where(batch.mask, advantages, 0).sum(dim=1) / batch.mask.sum(dim=1)
+    expected = torch.where(batch.mask, -means.unsqueeze(1) / batch.mask.sum(), 0)
+    close(logprobs.grad, expected)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "gradient"),
+    # -ρÂ up to ρ = 2, for Â = -1; beyond it, and below 1-ε, none
+    [(0.6, 1.8221188), (0.7, 0.0), (30.0, 0.0), (-0.3, 0.0), (-0.2, 0.8187308)],
+)
+def test_a_dual_clip_holds_what_has_become_far_too_likely(log_ratio, gradient):
+    logprobs = torch.tensor([[log_ratio]], dtype=torch.float64, requires_grad=True)
+    zero, blame = torch.zeros_like(logprobs), torch.full_like(logprobs, -1)
+    result = clipped_policy_loss(logprobs, zero, blame, torch.tensor([[True]]), dual_clip=2.0)
+    result.loss.backward()
+    assert logprobs.grad.item() == pytest.approx(gradient, rel=1e-7, abs=0)
+    assert result.clip_fraction == (gradient == 0)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tether.core import masked
+
 
 def token_rewards(
     scores: Float[Tensor, " B"],
@@ -113,6 +115,99 @@ def gae(
         backwards.append(trace)
     advantages = torch.where(mask, torch.stack(backwards[::-1], dim=1), 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def group_normalized(
+    scores: Float[Tensor, "N K"], *, divide_by_std: bool = True
+) -> Float[Tensor, "N K"]:
+    """Advantage of each completion of a prompt beside the others, without a value model.
+
+        Âₖ = (sₖ - s̄) / (σ + 10⁻⁴),   σ² = Σₖ (sₖ - s̄)² / (K-1);   without the std   Âₖ = sₖ - s̄
+
+    Source: Shao et al. 2024 (GRPO), https://arxiv.org/abs/2402.03300, section 4.1.2; without the
+    std, which favours prompts that are too easy or too hard, Liu et al. 2025 (Dr. GRPO),
+    https://arxiv.org/abs/2503.20783.
+
+    Args:
+        scores: Scores of the K completions of each of N prompts, in reward units.
+        divide_by_std: Whether advantages are in standard deviations of their group.
+
+    Returns:
+        Advantages of the whole completions, each to be that of all its tokens: in standard
+        deviations or in reward units, of mean 0 in each group; exactly 0 where scores are equal.
+
+    Raises:
+        ValueError: If K is 1.
+    """
+    _require_company(scores)
+    deviations = _deviations(scores)
+    if not divide_by_std:
+        return deviations
+    return deviations / (deviations.std(dim=1, keepdim=True) + 1e-4)
+
+
+def leave_one_out(scores: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Advantage of each completion over the mean of the others of its prompt.
+
+        Âₖ = sₖ - Σ_{j≠k} sⱼ / (K-1) = (sₖ - s̄) K/(K-1)
+
+    The baseline does not depend on the completion it is for, so that the gradient is unbiased.
+
+    Source: Ahmadian et al. 2024 (RLOO), https://arxiv.org/abs/2402.14740, eq. 8; Kool et al. 2019,
+    https://openreview.net/forum?id=r1lgTGL5DE.
+
+    Args:
+        scores: Scores of the K completions of each of N prompts, in reward units.
+
+    Returns:
+        Advantages of the whole completions in reward units; exactly 0 where scores are equal.
+
+    Raises:
+        ValueError: If K is 1.
+    """
+    _require_company(scores)
+    completions = scores.shape[1]
+    return _deviations(scores) * (completions / (completions - 1))
+
+
+def batch_baseline(
+    scores: Float[Tensor, "N K"], *, divide_by_std: bool = True
+) -> Float[Tensor, "N K"]:
+    """Advantage of each completion over the mean of the whole rollout batch.
+
+        Â = (s - s̄) / σ,   s̄ and σ² = mean of (s - s̄)² over all N·K
+
+    One completion a prompt is enough, and hard prompts count as bad luck.
+
+    Source: Hu 2025 (REINFORCE++), https://arxiv.org/abs/2501.03262. Departs from it: the KL
+    penalty is not in it, and nothing is added to σ.
+
+    Args:
+        scores: Scores of the K completions of each of N prompts, in reward units.
+        divide_by_std: Whether advantages are in standard deviations, or else in reward units.
+
+    Returns:
+        Advantages of the whole completions, of mean 0 in the batch; exactly 0 where all scores are
+        equal.
+    """
+    everywhere = torch.ones_like(scores, dtype=torch.bool)
+    if divide_by_std:
+        return masked.standardize(scores, everywhere)
+    return _deviations(scores.reshape(1, -1)).reshape(scores.shape)
+
+
+def _deviations(scores: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Scores minus the mean of their row, without a rounding error where they are equal."""
+    offsets = scores - scores[:, :1]
+    return offsets - offsets.mean(dim=1, keepdim=True)
+
+
+def _require_company(scores: Float[Tensor, "N K"]) -> None:
+    if scores.shape[1] < 2:
+        raise ValueError(
+            f"scores of shape {tuple(scores.shape)} are of groups of one, and a group of one has "
+            "nothing to compare with; sample 2 or more completions a prompt"
+        )
 
 
 def _require_fraction(name: str, value: float) -> None:

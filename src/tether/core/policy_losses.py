@@ -5,6 +5,7 @@ sums over completion tokens divided by `num_tokens`: given the count of the whol
 those of its device batches add up to those of the whole. Only the loss carries a gradient.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class PolicyLoss(NamedTuple):
 
     Attributes:
         loss: In units of the advantages; additive.
-        clip_fraction: Share of tokens whose loss is the clipped one, which has no gradient;
+        clip_fraction: Share of tokens whose loss is a clipped one, which has no gradient;
             additive.
         approx_kl: KL(old policy ‖ policy) in nats per token, estimated by k3; additive.
         ratio_mean: Mean of ρ, 1 in expectation; additive.
@@ -56,43 +57,66 @@ def clipped_policy_loss(
     mask: Bool[Tensor, "B T"],
     *,
     clip: float = 0.2,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+    sequence_level: bool = False,
     num_tokens: int | float | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate loss of the policy, the pessimistic one of two.
 
-        L = -1/N Σₜ min(ρₜ Âₜ, clip(ρₜ, 1-ε, 1+ε) Âₜ),   ρₜ = π(aₜ|sₜ) / π_old(aₜ|sₜ)
+        L = -1/N Σₜ min(ρₜ Âₜ, clip(ρₜ, 1-ε, 1+ε⁺) Âₜ),   ρₜ = π(aₜ|sₜ) / π_old(aₜ|sₜ)
+        with a dual clip, where Âₜ < 0:   max(that minimum, c Âₜ)
+        sequence level:   log ρₜ = mean of log π - log π_old over the completion tokens of the row
 
-    Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7. Departs from it: the
-    value of log ρ is bounded to ±20 nats, so that one token cannot overflow exp; its gradient is
-    passed on as at the bound, so a token with Â < 0 that has become far too likely is still
-    pushed down. The statistics see the bounded ρ.
+    Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7; ε⁺ from Yu et al. 2025
+    (DAPO), https://arxiv.org/abs/2503.14476; the dual clip from Ye et al. 2020,
+    https://arxiv.org/abs/1912.09729; the sequence level from Zheng et al. 2025 (GSPO),
+    https://arxiv.org/abs/2507.18071. Departs from the first: the value of log ρ is bounded to
+    ±20 nats, so that one token cannot overflow exp; its gradient is passed on as at the bound, so
+    a token with Â < 0 that has become far too likely is still pushed down, unless there is a dual
+    clip. The statistics see the bounded ρ. Departs from the last: a row counts with its number
+    of tokens, here as elsewhere.
 
     Args:
         logprobs: Log-probs (nats) of the completion tokens under the policy.
         old_logprobs: The same under the policy that sampled them; a constant.
         advantages: Advantage of each token; a constant.
         mask: True on completion tokens.
-        clip: ε, the half-width of the trust region on ρ, above 0.
+        clip: ε, how far below 1 the trust region on ρ reaches, above 0.
+        clip_high: ε⁺, how far above 1, above 0: more than ε lets unlikely tokens become likely.
+            None = ε.
+        dual_clip: c, above 1: a token with Âₜ < 0 costs at most c |Âₜ|. None = no such limit.
+        sequence_level: Whether the tokens of a row share their geometric mean ρ, through which the
+            gradient reaches them all; its trust region is then about a thousandth as wide.
         num_tokens: Completion tokens in the whole optimizer batch. None = those of this mask.
 
     Returns:
         The loss and its statistics.
 
     Raises:
-        ValueError: If `clip` or `num_tokens` is not above 0, or `mask` selects no token and
-            `num_tokens` is None.
+        ValueError: If `clip`, `clip_high` or `num_tokens` is not above 0, `dual_clip` is not above
+            1, or `mask` selects no token and `num_tokens` is None.
     """
     _require_width("clip", clip)
-    log_ratio = _bounded(torch.where(mask, logprobs - old_logprobs, 0.0))
+    clip_high = clip if clip_high is None else clip_high
+    _require_width("clip_high", clip_high)
+    token_log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    log_ratio = _bounded(_shared(token_log_ratio, mask) if sequence_level else token_log_ratio)
     ratio = log_ratio.exp()
     unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1 - clip, 1 + clip) * advantages
-    loss = masked.mean(torch.maximum(unclipped, clipped), mask, num_tokens)
+    clipped = -ratio.clamp(1 - clip, 1 + clip_high) * advantages
+    losses, held = torch.maximum(unclipped, clipped), clipped > unclipped
+    if dual_clip is not None:
+        _require_dual_clip(dual_clip)
+        most = torch.where(advantages < 0, -dual_clip * advantages, math.inf)
+        losses, held = torch.minimum(losses, most), held | (losses > most)
+    loss = masked.mean(losses, mask, num_tokens)
     with torch.no_grad():
+        of_tokens = _bounded(token_log_ratio)
         return PolicyLoss(
             loss=loss,
-            clip_fraction=masked.mean((clipped > unclipped).to(ratio.dtype), mask, num_tokens),
-            approx_kl=masked.mean(torch.expm1(log_ratio) - log_ratio, mask, num_tokens),
+            clip_fraction=masked.mean(held.to(ratio.dtype), mask, num_tokens),
+            approx_kl=masked.mean(torch.expm1(of_tokens) - of_tokens, mask, num_tokens),
             ratio_mean=masked.mean(ratio, mask, num_tokens),
             ratio_max=torch.where(mask, ratio, 0.0).amax(),
         )
@@ -189,6 +213,12 @@ def entropy(logits: Float[Tensor, "*shape V"]) -> Float32[Tensor, "*shape"]:
     return token_logprobs.entropy_of(token_logprobs.of_vocabulary(logits))
 
 
+def _shared(log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """The mean over the completion tokens of each row, in the place of each of them."""
+    means = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+    return torch.where(mask, means, 0.0)  # in a row without any, nothing of 0/0 is left
+
+
 def _bounded(log_ratio: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """The log-ratio with its value, but not its gradient, bounded."""
     bounded = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
@@ -198,3 +228,10 @@ def _bounded(log_ratio: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
 def _require_width(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"{name}={value!r} must be above 0; 0.2 is usual")
+
+
+def _require_dual_clip(dual_clip: float) -> None:
+    if not dual_clip > 1:
+        raise ValueError(
+            f"dual_clip={dual_clip!r} must be above 1, a bound on the ratio; 3 is usual"
+        )

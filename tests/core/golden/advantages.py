@@ -62,7 +62,64 @@ def check_gae_of_a_score_on_eos(advantages):
     close(advantage, [0.9025, 0.95, 1, 0])
 
 
+# Two groups of three, 1, 2, 6 and 5, 1, 0.5
+#   means 3 and 13/6, deviations -2, -1, 3 and 17/6, -7/6, -10/6, squares 14 and 438/36
+#   std with K-1: √7 = 2.6457513 and √6.0833333 = 2.4664414; plus 10⁻⁴ 2.6458513, 2.4665414
+#   of all six: mean 15.5/6 = 2.5833333, deviations -1.5833333, -0.5833333, 3.4166667, 2.4166667,
+#   -1.5833333, -2.0833333, squares 27.2083333, variance 4.5347222, std 2.1294887
+GROUPS = floats([1, 2, 6], [5, 1, 0.5])
+
+
+def check_group_normalized(advantages):
+    close(
+        advantages.group_normalized(GROUPS),
+        [-0.7559004, -0.3779502, 1.1338506],
+        [1.1487069, -0.4729970, -0.6757100],
+    )
+    close(
+        advantages.group_normalized(GROUPS, divide_by_std=False),
+        [-2, -1, 3],
+        [2.8333333, -1.1666667, -1.6666667],
+    )
+
+
+def check_leave_one_out(advantages):
+    # 1 - (2+6)/2, 2 - (1+6)/2, 6 - (1+2)/2; 5 - 1.5/2, 1 - 5.5/2, 0.5 - 6/2
+    close(advantages.leave_one_out(GROUPS), [-3, -1.5, 4.5], [4.25, -1.75, -2.5])
+
+
+def check_batch_baseline(advantages):
+    close(
+        advantages.batch_baseline(GROUPS),
+        [-0.7435274, -0.2739312, 1.6044540],
+        [1.1348577, -0.7435274, -0.9783256],
+    )
+    close(
+        advantages.batch_baseline(GROUPS, divide_by_std=False),
+        [-1.5833333, -0.5833333, 3.4166667],
+        [2.4166667, -1.5833333, -2.0833333],
+    )
+    close(advantages.batch_baseline(floats([1], [3])), [-1], [1])
+
+
+def check_equal_scores_are_no_advantage(advantages):
+    # 0.1 cannot be written in binary, and the mean of seven of them in float32 is not 0.1
+    equal = torch.full((2, 7), 0.1)
+    for function in (
+        advantages.group_normalized,
+        advantages.leave_one_out,
+        advantages.batch_baseline,
+    ):
+        assert (function(equal) == 0).all()
+    for function in (advantages.group_normalized, advantages.batch_baseline):
+        assert (function(equal, divide_by_std=False) == 0).all()
+
+
 def check_advantages_errors(advantages):
+    for function in (advantages.leave_one_out, advantages.group_normalized):
+        with pytest.raises(ValueError, match="nothing to compare with; sample 2 or more"):
+            function(floats([1], [2]))
+
     rewards, mask = floats([1, 2], [3, 4]), bools("11", "00")
     with pytest.raises(ValueError, match="mask row 1 has no completion token"):
         advantages.token_rewards(floats(1, 1), rewards, mask)

@@ -50,6 +50,72 @@ def check_largest_ratio_is_of_a_token(policy_losses):
     close(result.ratio_max, 0.5)
 
 
+def check_policy_loss_with_a_higher_upper_clip(policy_losses):
+    # ε⁺ = 0.45: clip(ρ)Â of the third, fourth and sixth token is 1.45, -1.45 and 4.35
+    # -1 + 3.3 - 1.45 + 1.5 + 3.2 - 4.35 = 1.2; clipped: the third, fifth and sixth
+    logprobs = (OLD_LOGPROBS + LOG_RATIO).requires_grad_()
+    result = policy_losses.clipped_policy_loss(
+        logprobs, OLD_LOGPROBS, ADVANTAGES, TOKENS, clip_high=0.45
+    )
+    close(result.loss, 0.2)
+    close(result.clip_fraction, 0.5)
+    # ε⁺ = 0.05: the second costs 3.3 still; third -1.05, sixth -3.15: 2.8
+    result = policy_losses.clipped_policy_loss(
+        logprobs, OLD_LOGPROBS, ADVANTAGES, TOKENS, clip_high=0.05
+    )
+    close(result.loss, 0.4666667)
+
+
+def check_policy_loss_with_a_dual_clip(policy_losses):
+    # c = 1.25: the fourth token, ρ = 1.5 and Â = -1, costs 1.25 instead of 1.5, the second
+    # 3.3 < 3.75 and the fifth 3.2 < 5: sum 2.2 - 0.25
+    logprobs = (OLD_LOGPROBS + LOG_RATIO).requires_grad_()
+    result = policy_losses.clipped_policy_loss(
+        logprobs, OLD_LOGPROBS, ADVANTAGES, TOKENS, dual_clip=1.25
+    )
+    close(result.loss, 0.325)
+    close(result.clip_fraction, 0.6666667)
+    close(result.approx_kl, 0.1478178)
+    close(result.ratio_mean, 1.1833333)
+    result.loss.backward()
+    close(logprobs.grad, [-1 / 6, 0.55, 0, 0], [0, 0, 0, 0])
+    # A clip below it counts once: ρ = 0.5 costs 0.8·4 by ε, and no more than 1.25·4
+    low = policy_losses.clipped_policy_loss(
+        *(x[1:, 1:2] for x in (logprobs, OLD_LOGPROBS, ADVANTAGES, TOKENS)), dual_clip=1.25
+    )
+    close(low.loss, 3.2)
+    close(low.clip_fraction, 1.0)
+
+
+def check_sequence_level_policy_loss(policy_losses):
+    # Row 1: ρ = (0.5·1.1·1.5·1.5)^(1/4) = 1.2375^(1/4) = 1.0547179; row 2: (0.5·2)^(1/2) = 1
+    # ε = 0.02, so 1.02 where Â > 0 in row 1
+    #   -2.04, 3.1641536, -1.02, 1.0547179, 4, -3                                    sum 2.1588715
+    logprobs = (OLD_LOGPROBS + LOG_RATIO).requires_grad_()
+    settings = {"clip": 0.02, "sequence_level": True}
+    result = policy_losses.clipped_policy_loss(
+        logprobs, OLD_LOGPROBS, ADVANTAGES, TOKENS, **settings
+    )
+    close(result.loss, 0.3598119)
+    close(result.clip_fraction, 0.3333333)
+    close(result.approx_kl, 0.1478178)  # of tokens, as ever
+    close(result.ratio_mean, 1.0364786)  # (4·1.0547179 + 2) / 6
+    close(result.ratio_max, 1.0547179)
+    # Each token of row 1: 1.0547179·(3+1)/4/6; of row 2: (4-3)/2/6
+    result.loss.backward()
+    close(logprobs.grad, [0.1757863] * 4, [0, 0.0833333, 0.0833333, 0])
+    # Half of an optimizer batch, and a row without tokens
+    mask = TOKENS & bools("0000", "1111")
+    result = policy_losses.clipped_policy_loss(
+        logprobs, OLD_LOGPROBS, ADVANTAGES, mask, num_tokens=12, **settings
+    )
+    close(result.loss, 0.0833333)
+    close(result.ratio_mean, 0.1666667)
+    logprobs.grad = None
+    result.loss.backward()
+    close(logprobs.grad, [0, 0, 0, 0], [0, 0.0416667, 0.0416667, 0])
+
+
 def check_policy_loss_far_from_the_old_policy(policy_losses):
     # ln ρ = 1000 and -1000 count as 20 and -20; e²⁰ = 485165195.41. A token with Â < 0 that has
     # become likely is pushed down with that strength, not dropped.
@@ -127,6 +193,11 @@ def check_policy_losses_errors(policy_losses):
             policy_losses.clipped_policy_loss(x, x, x, mask, clip=bad)
         with pytest.raises(ValueError, match=r"clip=.* must be above 0"):
             policy_losses.value_loss(x, x, x, mask, clip=bad)
+        with pytest.raises(ValueError, match=r"clip_high=.* must be above 0"):
+            policy_losses.clipped_policy_loss(x, x, x, mask, clip_high=bad)
+    for bad in (0.5, 1.0, NAN):
+        with pytest.raises(ValueError, match=f"dual_clip={bad} must be above 1"):
+            policy_losses.clipped_policy_loss(x, x, x, mask, dual_clip=bad)
     with pytest.raises(ValueError, match="selects no token"):
         policy_losses.clipped_policy_loss(x, x, x, bools("00"))
     with pytest.raises(ValueError, match="selects no token"):
