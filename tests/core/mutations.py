@@ -354,7 +354,7 @@ POLICY_LOSSES = [
     ),
 ]
 
-PREFERENCE_LOSSES = [
+SCORE_LOSSES = [
     (
         "difference reversed",
         "difference = chosen - rejected\n    excess",
@@ -716,7 +716,7 @@ MUTATIONS = [
         "kl.py": KL,
         "advantages.py": ADVANTAGES,
         "policy_losses.py": POLICY_LOSSES,
-        "preference_losses.py": PREFERENCE_LOSSES,
+        "score_losses.py": SCORE_LOSSES,
         "direct_losses.py": DIRECT_LOSSES,
     }.items()
     for name, old, new in edits

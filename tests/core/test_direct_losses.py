@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tether.core.direct_losses import dpo, ipo, kto, orpo, robust_dpo, simpo
-from tether.core.preference_losses import bradley_terry
+from tether.core.score_losses import bradley_terry
 
 from .strategies import FEW, close
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tether.core.preference_losses import (
+from tether.core.score_losses import (
     PreferenceLoss,
     cross_entropy,
     expected,

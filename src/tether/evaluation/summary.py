@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tether.errors import DataError
+from tether.evaluation.plain import or_none, plain, with_intervals
 from tether.records import Text
 from tether.statistics import (
     Interval,
@@ -57,7 +58,7 @@ class Sample:
         """The JSON object of this sample; what was not measured is null."""
         row = dataclasses.asdict(self)
         measured = {"kl": self.kl, "reference_perplexity": self.reference_perplexity}
-        return row | {name: _or_none(value) for name, value in measured.items()}
+        return row | {name: or_none(value) for name, value in measured.items()}
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "Sample":
@@ -154,7 +155,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON: intervals as {mean, low, high}, null where there is no number."""
-        return _plain(self)
+        return plain(self)
 
     @classmethod
     def from_dict(cls, row: Any) -> "Summary":
@@ -164,9 +165,9 @@ class Summary:
             DataError: A field is missing or unknown.
         """
         try:
-            rows = [Row(**_with_intervals(each)) for each in row["rows"]]
-            comparisons = [Comparison(**_with_intervals(each)) for each in row["comparisons"]]
-            kept = [Kept(**_with_intervals(each)) for each in row.get("kept", [])]
+            rows = [Row(**with_intervals(each)) for each in row["rows"]]
+            comparisons = [Comparison(**with_intervals(each)) for each in row["comparisons"]]
+            kept = [Kept(**with_intervals(each)) for each in row.get("kept", [])]
             read = {"rows": rows, "comparisons": comparisons, "kept": kept}
             return cls(**{**row, **read})
         except (KeyError, TypeError) as error:
@@ -355,7 +356,7 @@ def _compare(
 
 def _perplexity(samples: Sequence[Sample]) -> float | None:
     """exp( Σ nₛ log pₛ / Σ nₛ ) over samples s of nₛ tokens and perplexity pₛ."""
-    measured = [(s.num_tokens, _or_none(s.reference_perplexity)) for s in samples]
+    measured = [(s.num_tokens, or_none(s.reference_perplexity)) for s in samples]
     weighted = [(n, math.log(p)) for n, p in measured if n > 0 and p is not None]
     if not weighted:
         return None
@@ -372,37 +373,3 @@ def _scores(group: Group, scorer: str) -> Float[np.ndarray, "P N"]:
 
 def _matrix(group: Group, value: Callable[[Sample], float]) -> Float[np.ndarray, "P N"]:
     return np.array([[value(sample) for sample in row] for row in group], dtype=np.float64)
-
-
-# --- JSON -----------------------------------------------------------------------------------------
-
-
-def _or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Interval):
-        return {name: _or_none(end) for name, end in value._asdict().items()}
-    if dataclasses.is_dataclass(value):
-        fields = [field.name for field in dataclasses.fields(value)]
-        return {name: _plain(getattr(value, name)) for name in fields}
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
-
-
-def _with_intervals(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: _read(value) for name, value in row.items()}
-
-
-def _read(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"mean", "low", "high"}:
-        return Interval(
-            *(math.nan if value[end] is None else value[end] for end in Interval._fields)
-        )
-    return _with_intervals(value)

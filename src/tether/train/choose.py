@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tether.config import BestOfNConfig, OnlineDPOConfig
-from tether.core.direct_losses import dpo
+from tether.core.preference_losses import dpo
 from tether.data.batches import Row, device_batches
 from tether.data.rollout import Scored
 from tether.models.language_model import LanguageModel, completion_logprobs

@@ -8,7 +8,7 @@ no two mistakes cancel. Padding holds junk.
 from collections.abc import Callable
 from types import ModuleType
 
-from . import advantages, direct_losses, kl, logprobs, masked, policy_losses, preference_losses
+from . import advantages, direct_losses, kl, logprobs, masked, policy_losses, score_losses
 
 
 def checks_of(module: ModuleType) -> list[Callable[[ModuleType], None]]:
@@ -22,6 +22,6 @@ CHECKS = {
     "kl": checks_of(kl),
     "advantages": checks_of(advantages),
     "policy_losses": checks_of(policy_losses),
-    "preference_losses": checks_of(preference_losses),
+    "score_losses": checks_of(score_losses),
     "direct_losses": checks_of(direct_losses),
 }

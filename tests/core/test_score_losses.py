@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tether.core.preference_losses import (
+from tether.core.score_losses import (
     binary,
     bradley_terry,
     centering_penalty,
