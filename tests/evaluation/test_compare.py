@@ -1,5 +1,7 @@
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -249,6 +251,33 @@ def test_the_summary_is_of_the_samples(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "one" in printed
     assert "length" in printed
+
+
+def test_models_kept_along_a_run_make_a_curve(tmp_path):
+    """They are answered and scored like the policy, beside it in the summary."""
+    config = settings(tmp_path, num_samples=2, apart=("new topic",))
+    stage = tmp_path / "stage"
+    for place in ("model", "models/step-000010", "models/step-000002"):
+        shutil.copytree(tmp_path / ("one" if place == "model" else "two"), stage / place)
+    (stage / "result.json").write_text(json.dumps({"cpu_seconds": 61.25}))
+    tuned = PolicyConfig(name="tuned", model=str(stage / "model"), curve=True)
+    config = replace(config, policies=(*config.policies, tuned))
+    evaluate(config)
+    summary = Summary.from_dict(json.loads((tmp_path / "evaluation/summary.json").read_text()))
+    assert [(each.policy, each.step) for each in summary.kept] == [("tuned", 2), ("tuned", 10)]
+    _, two, last = summary.rows_of("all")
+    for each in summary.kept:  # the very model that "two" is, with the same random numbers
+        assert (each.kl, each.scores) == (two.kl, two.scores)
+    assert last.policy == "tuned"
+    assert summary.cpu_seconds == {"tuned": 61.25}
+
+
+def test_a_curve_without_models_is_refused(tmp_path):
+    config = settings(tmp_path)
+    tuned = PolicyConfig(name="tuned", model=config.policies[0].model, curve=True)
+    with pytest.raises(ConfigError, match="policy 'tuned' has curve = true, but no models were"):
+        evaluate(replace(config, policies=(tuned,)))
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_finished_evaluation_is_kept(tmp_path):
