@@ -258,8 +258,10 @@ class RewardConfig:
     """Reward model, adapter or classifier, path/to/file.py:function or package.module:function"""
     label: str = ""
     """Of a classifier: the label, by its name, whose logit or probability is the score"""
+    reads: Literal["completion", "both"] = "completion"
+    """What a classifier reads: the completion alone, or the prompt with it"""
     output: Literal["logit", "probability"] = "logit"
-    """What of that label is the score"""
+    """The raw score, or the probability that it stands for, which is not centred"""
     members: tuple[str, ...] = ()
     """Further reward models: an ensemble with the first"""
     ensemble: Literal["mean", "min", "pessimistic"] = "mean"
@@ -269,7 +271,8 @@ class RewardConfig:
     weight: float = 1.0
     """Factor on its scores where several rewards are summed"""
     normalize: bool = True
-    """Reward models: subtract the mean and divide by the std that its tether.json holds"""
+    """Reward models: subtract the mean and divide by the std that its tether.json holds, of an
+    ensemble each member by its own; a classifier or a function has none, its scores stay raw"""
     clip: float = 5.0
     """Scores are cut to ± this after normalization; 0 = off"""
 
@@ -280,6 +283,10 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         require(self.path != "", "reward.path", self.path, "must name a reward model or function")
+        rule = "names one label of one classifier; leave reward.members empty"
+        require(not (self.label and self.members), "reward.label", self.label, rule)
+        rule = 'is what a classifier reads; name its label, or set reward.reads = "completion"'
+        require(bool(self.label) or self.reads == "completion", "reward.reads", self.reads, rule)
         not_negative("reward.pessimism", self.pessimism)
         require(math.isfinite(self.weight), "reward.weight", self.weight, "must be a number")
         not_negative("reward.clip", self.clip)

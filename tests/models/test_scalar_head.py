@@ -9,8 +9,6 @@ from tests.tiny import byte_bpe_tokenizer, save_tiny, tiny_llama, word_tokenizer
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -266,21 +264,6 @@ def test_a_reward_model_without_its_head_is_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"no fitting weights for 'score.weight'"):
         load_reward_model(str(folder), CPU)
-
-
-def test_a_head_that_is_not_linear_is_refused(tmp_path):
-    config = BertConfig(
-        vocab_size=29,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=1,
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
-    word_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="BertForSequenceClassification has no linear `score`"):
-        load_reward_model(str(tmp_path), CPU)
 
 
 def test_a_missing_directory(tmp_path):

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.tiny import WORDS
 from tests.train import toys
 from tests.train.toys import DEVICE_BATCHES, KIND_WORDS, KINDS, MODELS
+from tether.config import RewardModelConfig
 from tether.data.formats import read_comparisons
 from tether.errors import DataError
 from tether.models.scalar_head import new_reward_model, save_reward_model
@@ -47,7 +48,14 @@ def reward_model(path, trainable=False):
 
 def groups_of(reward, rows, folder, max_length=0):
     comparisons = read_comparisons(toys.write_rows(folder / "rows.jsonl", rows))
-    return training.tokenize(reward, training.group(comparisons), max_length, "rows.jsonl")
+    config = settings(folder, max_length=max_length)
+    return training.tokenize(reward, training.group(comparisons), config)
+
+
+def settings(folder, **changes):
+    """Settings of a training; only those of the loss and the batch matter here."""
+    config = {"model": "-", "data": "rows.jsonl", "out": str(folder / "-"), **changes}
+    return RewardModelConfig(**config)
 
 
 def plain_scores(folder, texts):
@@ -85,7 +93,7 @@ def test_loss_is_that_of_all_pairs_by_plain_transformers(tmp_path, kind, pad_is_
     gaps = plain_scores(tmp_path / "saved", better) - plain_scores(tmp_path / "saved", worse)
     groups, dropped = groups_of(reward, ROWS, tmp_path)
     assert (len(groups), dropped) == (3, 0)
-    found = training._backward(reward, groups, 0)
+    found = training._backward(reward, groups, settings(tmp_path))
     assert found["loss"] == pytest.approx(torch.log1p((-gaps).exp()).mean().item(), abs=1e-5)
     assert found["accuracy"] == pytest.approx((gaps > 0).double().mean().item())
     assert 0.2 < found["accuracy"] < 0.8
@@ -102,10 +110,11 @@ def test_probability_margin_and_weight_are_used(tmp_path, kind):
     losses = p * torch.log1p((-z).exp()) + (1 - p) * torch.log1p(z.exp())
     expected = (torch.tensor([1, 3, 0.5, 1]) * losses).sum() / 5.5
     for size in (0, 1):
-        found = training._backward(reward, groups_of(reward, LABELED, tmp_path)[0], size)
+        config = settings(tmp_path, device_batch_size=size)
+        found = training._backward(reward, groups_of(reward, LABELED, tmp_path)[0], config)
         assert found["loss"] == pytest.approx(expected.item(), abs=1e-5)
-    held = training.held_out(reward, groups_of(reward, LABELED, tmp_path)[0])
-    assert held.loss == pytest.approx(expected.item(), abs=1e-5)
+    loss, _ = training.held_out(reward, groups_of(reward, LABELED, tmp_path)[0], "pairwise")
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_training_starts_at_log_2(tmp_path):
@@ -123,7 +132,7 @@ def test_device_batches_change_neither_loss_nor_gradient(tmp_path, kind, pad_is_
     assert len(groups) == 4
     found = []
     for size in DEVICE_BATCHES:
-        loss = training._backward(reward, groups, size)
+        loss = training._backward(reward, groups, settings(tmp_path, device_batch_size=size))
         found.append((loss, toys.gradients(reward.model)))
     for loss, gradient in found:
         assert loss == pytest.approx(found[-1][0], abs=1e-6)

@@ -18,6 +18,7 @@ from tether.records import (
     PreferencePair,
     Prompt,
     Ranking,
+    Thumb,
     from_dict,
     read_jsonl,
     shown,
@@ -39,6 +40,11 @@ _COMPARISONS = (
     "conversations or messages; chosen + rejected that begin alike (HH-RLHF, messages); "
     "input.messages + preferred_output + non_preferred_output (OpenAI); "
     "instruction + completions with response and overall_score (UltraFeedback)"
+)
+_THUMBS = (
+    "prompt + completion + label (true, false, 1 or 0); text + label; conversations (ShareGPT) or "
+    "messages that end with the assistant + label; instruction + output + label; a preference "
+    "pair, read as one of each"
 )
 _COMPLETIONS = "prompt + completions [+ finished]; prompt + completion; instruction + output"
 
@@ -70,6 +76,20 @@ def read_comparisons(path: str | Path) -> list[Ranking | PreferencePair]:
         DataError: A file is missing or empty, or a row has no comparison in a shape we know.
     """
     return _read(path, _comparison, "comparison", _COMPARISONS)
+
+
+def read_thumbs(path: str | Path) -> list[Thumb]:
+    """The completions of a file or folder that were liked or not, in the order of its rows.
+
+    A {"text": ..., "label": ...} row has the prompt "". A preference pair is read as one of each.
+    Where it has a probability p that the chosen completion is the better one, both are read as
+    both, with weights p and 1 - p.
+
+    Raises:
+        DataError: A file is missing or empty, or a row has no label in a shape we know.
+    """
+    rows = _read(path, _thumbs, "liked or disliked completion", _THUMBS)
+    return [thumb for thumbs in rows for thumb in thumbs]
 
 
 def read_completions(path: str | Path) -> list[Completions]:
@@ -125,6 +145,32 @@ def _comparison(row: Row, where: str) -> Ranking | PreferencePair | None:
     if {"prompt", "chosen", "rejected"} <= row.keys():
         return from_dict(PreferencePair, row, where)
     return None
+
+
+def _thumbs(row: Row, where: str) -> list[Thumb] | None:
+    if "text" in row and not {"prompt", "completion"} & row.keys():
+        row = {**row, "prompt": "", "completion": row["text"]}
+    if {"prompt", "completion", "label"} <= row.keys():
+        label = row["label"]
+        is_number = isinstance(label, int | float) and label in (0, 1)
+        return [from_dict(Thumb, {**row, "label": bool(label) if is_number else label}, where)]
+    if not {"prompt", "chosen", "rejected"} <= row.keys():
+        return None
+    pair = from_dict(PreferencePair, row, where)
+    sure = 1.0 if pair.probability is None else pair.probability
+    return [
+        Thumb(
+            prompt=pair.prompt,
+            completion=completion,
+            label=label,
+            weight=pair.weight * share,
+            criterion=pair.criterion,
+            labeler=pair.labeler,
+        )
+        for completion, liked in ((pair.chosen, sure), (pair.rejected, 1 - sure))
+        for label, share in ((True, liked), (False, 1 - liked))
+        if share > 0
+    ]
 
 
 def _completions(row: Row, where: str) -> Completions | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from tether.config import FitConfig, GenerateConfig, RewardModelConfig, SFTConfig
-from tether.core.preference_losses import bradley_terry
 from tether.data import formats
 from tether.data.batches import Row, split_by_prompt, step_indices
+from tether.data.comparisons import Comparisons, Order, Pair, Verdict
 from tether.footprint.models import dry_run, language_model, reward_model
 from tether.footprint.parts import (
     BATCHES_LOOKED_AT,
@@ -21,7 +21,7 @@ from tether.footprint.parts import (
     phases_of,
 )
 from tether.models.chat import encode_prompt
-from tether.models.language_model import LanguageModel, max_positions
+from tether.models.language_model import LanguageModel
 from tether.models.scalar_head import RewardModel
 from tether.records import Text
 from tether.train import reward, sft
@@ -114,7 +114,7 @@ def of_reward(
         answers: If it is not: the stage whose completions are to be ranked.
     """
     with dry_run(config.model, config.compute) as (dry, place):
-        model = reward_model(config.model, place, trainable=True)
+        model = reward_model(config.model, place, trainable=True, heads=config.heads)
         dry.adopt(model.model)
         groups, notes = _comparisons(config, model, known, answers)
         counted = known or answers is not None
@@ -124,12 +124,11 @@ def of_reward(
         fit = Fit(config, tokens, counted)
         batch = [groups[train[i]] for i in fit.fullest()]
         with dry.phase() as evaluation:
-            reward.held_out(model, [groups[i] for i in held[: reward.GROUPS_PER_EVALUATION_BATCH]])
+            part = [groups[i] for i in held[: reward.GROUPS_PER_EVALUATION_BATCH]]
+            reward.held_out(model, part, config.loss)
         with dry.phase() as training:
-            for part in reward.chunks(batch, config.device_batch_size)[:DEVICE_BATCHES]:
-                scores, found, labels = reward.score_pairs(model, part)
-                winner, loser = scores[found[:, 0]], scores[found[:, 1]]
-                bradley_terry(winner, loser, **labels, num_pairs=1).loss.backward()
+            for _, _, loss in islice(reward.losses(model, batch, config), DEVICE_BATCHES):
+                loss.backward()
         phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
     batches = fit.batches(sum(len(group.rows) for group in batch))
     return Footprint(phases, batches, notes, bytes_of(groups) if known else 0)
@@ -137,27 +136,34 @@ def of_reward(
 
 def _comparisons(
     config: RewardModelConfig, model: RewardModel, known: bool, answers: GenerateConfig | None
-) -> tuple[list[reward.Comparisons], list[str]]:
+) -> tuple[list[Comparisons], list[str]]:
     """Comparisons as they are, or as they are expected, and what was assumed for them."""
     if known:
-        groups = reward.group(formats.read_comparisons(config.data))
-        return reward.tokenize(model, groups, config.max_length, config.data)[0], []
-    limit = longest_row(config, max_positions(model.model.config))
+        return reward.tokenize(model, reward.read(config), config)[0], []
+    limit = longest_row(config, model.longest)
     if answers is None:
-        return [_group("", limit, 2)] * config.batch_size, [_unseen_rows(limit)]
+        group = _group("", limit, 2, config.heads)
+        return [group] * config.batch_size, [_unseen_rows(limit)]
     groups = []
     for record in formats.read_prompts(answers.prompts):
         # A completion that was cut at the length limit is closed with an end token here.
         length = len(encode_prompt(model.tokenizer, record.prompt)) + 1
         length += answers.sampling.max_new_tokens
-        groups.append(_group(record.prompt, min(length, limit), answers.num))
+        groups.append(_group(record.prompt, min(length, limit), answers.num, config.heads))
     return groups, ["its data is not there yet: completions are taken to reach the length limit"]
 
 
-def _group(prompt: Text, length: int, num: int) -> reward.Comparisons:
-    """Completions of one prompt, each `length` tokens with it."""
-    rows = [Row([0] * length, 1)] * num
-    return reward.Comparisons(prompt, [""] * num, [reward.Pair(0, num - 1)], rows)
+def _group(prompt: Text, length: int, num: int, heads: int) -> Comparisons:
+    """Completions of one prompt, each `length` tokens with it, and a judgment of every kind."""
+    return Comparisons(
+        prompt,
+        completions=[""] * num,
+        pairs=[Pair(0, num - 1)],
+        orders=[Order(tuple(range(num)), tuple(map(float, range(num))))],
+        verdicts=[Verdict(0, liked=True)],
+        rows=[Row([0] * length, 1)] * num,
+        copies=(1,) * heads,
+    )
 
 
 def longest_row(config: FitConfig, positions: int) -> int:

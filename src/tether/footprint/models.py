@@ -14,7 +14,7 @@ from tether.models.language_model import (
     load_tokenizer,
     pick_device,
 )
-from tether.models.scalar_head import Centering, RewardModel, scalar_head
+from tether.models.scalar_head import Centering, RewardModel, head_of
 from tether.sections import ComputeConfig
 
 NEVER_ENDS = frozenset([-1])  # no token of a dry run ends a completion
@@ -41,13 +41,16 @@ def language_model(path: str, place: Device, *, trainable: bool = False) -> Lang
     return LanguageModel(model, load_tokenizer(path), NEVER_ENDS, place)
 
 
-def reward_model(path: str, place: Device, *, trainable: bool = False) -> RewardModel:
-    """The reward model at `path`, or one on the backbone of the language model there."""
+def reward_model(
+    path: str, place: Device, *, trainable: bool = False, heads: int = 1
+) -> RewardModel:
+    """The reward model at `path`, or one on the backbone of the model there."""
     config = load_config(path)
-    config.num_labels = 1
+    config.num_labels = heads
     model = AutoModelForSequenceClassification.from_config(
         config, dtype=torch.float32, attn_implementation=place.attention
     )
     model.eval().requires_grad_(trainable)
-    tokenizer = load_tokenizer(path)
-    return RewardModel(model, scalar_head(model), place, tokenizer, Centering(0.0, 1.0))
+    head, reads_both_ways = head_of(model)
+    centering = Centering(0.0, 1.0)
+    return RewardModel(model, head, place, load_tokenizer(path), centering, encoder=reads_both_ways)

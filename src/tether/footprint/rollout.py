@@ -18,7 +18,7 @@ from tether.config import (
     PPOConfig,
 )
 from tether.data import formats
-from tether.data.batches import Row, device_batches, lengths_mask, step_indices
+from tether.data.batches import Row, buckets, lengths_mask, step_indices
 from tether.data.rollout import Rollout, Scored
 from tether.engine.decode import check_lengths, generate_tokens
 from tether.footprint.dry_run import DryRun
@@ -213,8 +213,9 @@ class Roles:
     def reward(self, config: OnlineConfig, prompts: list[list[int]]) -> None:
         """Send completions of full length through the reward models."""
         for model in self.rewards:
-            for _, batch in device_batches(_rows(config, prompts), ROWS_PER_BATCH):
-                model.scores(batch)
+            rows = [Row(row.ids[: model.longest], 1) for row in _rows(config, prompts)]
+            for chunk in buckets([len(row.ids) for row in rows], ROWS_PER_BATCH):
+                model.logits([rows[i] for i in chunk])
 
     def score(self, config: OnlineConfig, prompts: list[list[int]]) -> Scored:
         """Send completions of full length through policy, reference and value model."""
@@ -245,7 +246,8 @@ def _value(config: PPOConfig, policy: LanguageModel, rewards: list[str]) -> Scal
     path = config.value.init or next(iter(rewards), "")
     if path:
         start = reward_model(path, policy.place, trainable=True)
-        if policy.tokenizer.get_vocab().items() <= start.tokenizer.get_vocab().items():
+        same = policy.tokenizer.get_vocab().items() <= start.tokenizer.get_vocab().items()
+        if same and not start.encoder:
             return value_model_from_reward(start)
     start_policy = language_model(config.model, policy.place, trainable=True)
     return value_model_from_backbone(start_policy.model, start_policy.place)

@@ -133,7 +133,7 @@ def load(path: str, compute: ComputeConfig, *, trainable: bool = False) -> Langu
 
 
 def from_pretrained(
-    auto: Any, path: str, place: Device, *, new_head: str = "", **changes: Any
+    auto: Any, path: str, place: Device, *, new_head: tuple[str, ...] = (), **changes: Any
 ) -> PreTrainedModel:
     """A model of the auto class, in float32, without dropout, on its device.
 
@@ -141,7 +141,7 @@ def from_pretrained(
         auto: One of transformers' `AutoModelFor…`.
         path: Hugging Face directory or hub id.
         place: Where to compute.
-        new_head: Weight that the directory need not hold.
+        new_head: Parts of the names of weights that the directory need not hold.
         changes: New values of fields of the model's configuration.
 
     Raises:
@@ -164,7 +164,8 @@ def from_pretrained(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
-    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} - {new_head}
+    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    unfit = {name for name in unfit if not any(part in name for part in new_head)}
     if unfit:
         raise ModelError(
             f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "

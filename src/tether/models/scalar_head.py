@@ -1,10 +1,13 @@
 """Models with one number per token: reward models (read at the end) and value models.
 
 Both are a backbone and a linear head. A reward model is Hugging Face's own
-`...ForSequenceClassification` with one label, so plain transformers loads and scores it.
+`...ForSequenceClassification`, so plain transformers loads and scores it: with one label, or as an
+ensemble with one for each head. Its backbone is a decoder, read at the last token, or an encoder
+with the pooling of its own (`models/encoder.py`).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,22 +17,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from tether.data.batches import Batch
+from tether.data.batches import Batch, Row, device_batches
 from tether.errors import ModelError
+from tether.models import encoder
+from tether.models.chat import encode
 from tether.models.language_model import (
     Device,
     from_pretrained,
     hidden_states,
     load_config,
     load_tokenizer,
+    max_positions,
     pick_device,
     predicting,
 )
+from tether.records import Text
 from tether.sections import ComputeConfig
+
+HEADS = ("score.", "classifier", "pooler", "head.")  # in the names of what a backbone lacks
+SPREAD = 0.1  # std of what the new heads of an ensemble say of a hidden state of unit variance
 
 
 class Centering(NamedTuple):
@@ -63,21 +74,63 @@ class ScalarModel:
 
 @dataclass
 class RewardModel(ScalarModel):
-    """A scalar model with its own tokenizer and the centring found when it was trained."""
+    """A sequence classifier with its own tokenizer and the centring found when it was trained.
+
+    Attributes:
+        centering: Of a model with one head; None where none was stored.
+        heads: Of an ensemble on one backbone: the centring of each head, () if it is none.
+        encoder: True where the model reads both ways and goes through its own forward.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     centering: Centering | None
+    heads: tuple[Centering, ...] = ()
+    encoder: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Longest row, in tokens."""
+        return encoder.longest(self.model) if self.encoder else max_positions(self.model.config)
+
+    def row(self, prompt: Text, completion: Text, limit: int) -> Row:
+        """Prompt and completion as the model reads them.
+
+        A decoder's row ends with the end token and may exceed `limit`; an encoder's loses the
+        beginning of the prompt instead, since its completion is read as a whole anyway.
+        """
+        if self.encoder:
+            return encoder.encode(self.tokenizer, prompt, completion, limit)
+        encoded = encode(self.tokenizer, prompt, completion)
+        return Row(encoded.ids, encoded.num_prompt)
+
+    def logits(self, rows: Sequence[Row]) -> Float[Tensor, "N H"]:
+        """What every head says of each row (raw reward units), in one forward pass."""
+        if self.encoder:
+            pad_id = cast(int, self.tokenizer.pad_token_id)
+            return encoder.logits(self.model, self.place, pad_id, rows)
+        ((order, batch),) = device_batches(rows, 0)
+        hidden = hidden_states(self.model, self.place, batch, batch.last_mask)
+        places = torch.tensor(order).argsort().to(hidden.device)
+        with torch.autocast(self.place.device.type, enabled=False):
+            return self.head(hidden.float())[places]
 
 
-def new_reward_model(path: str, compute: ComputeConfig) -> RewardModel:
-    """A reward model on the backbone of a causal language model; its head starts at 0.
+def new_reward_model(
+    path: str, compute: ComputeConfig, *, heads: int = 1, seed: int = 0
+) -> RewardModel:
+    """A reward model on the backbone of a causal language model, or on an encoder.
+
+    One head starts at 0. Several start small and different, or they would stay the same; they and
+    what an encoder lacks between its backbone and its head are drawn from `seed`.
 
     A pad token that differs from the end token is added where there is none: transformers finds
     the end of a row by looking for pads.
     """
     place = pick_device(compute)
     auto = AutoModelForSequenceClassification
-    model = from_pretrained(auto, path, place, new_head="score.weight", num_labels=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = from_pretrained(auto, path, place, new_head=HEADS, num_labels=heads)
     tokenizer = load_tokenizer(path)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -86,62 +139,119 @@ def new_reward_model(path: str, compute: ComputeConfig) -> RewardModel:
     tokenizer.padding_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    head = scalar_head(model)
-    nn.init.zeros_(head.weight)
-    return RewardModel(model, head, place, tokenizer, None)
+    head, reads_both_ways = head_of(model)
+    start_head(head, seed)
+    return RewardModel(model, head, place, tokenizer, None, encoder=reads_both_ways)
+
+
+@torch.no_grad()
+def start_head(head: nn.Linear, seed: int) -> None:
+    """Set a head of one output to 0, and several to small draws from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(head.weight.shape, generator=generator) * SPREAD / head.in_features**0.5
+    head.weight.copy_(drawn if head.out_features > 1 else torch.zeros_like(drawn))
+    if head.bias is not None:
+        head.bias.zero_()
 
 
 def load_reward_model(path: str, compute: ComputeConfig, *, trainable: bool = False) -> RewardModel:
-    """Load a reward model (one label).
+    """Load a reward model: one label, or an ensemble that `tether reward` made.
 
     Raises:
         ModelError: Not there, or it has several labels, so which one is the reward is unknown.
     """
-    labels = load_config(path).num_labels
-    architectures = load_config(path).architectures or []
-    if not any("SequenceClassification" in name for name in architectures):
+    config, heads = classifier_config(path), read_heads(path)
+    if config.num_labels not in (1, len(heads)):
+        names = list((config.id2label or {}).values())
         raise ModelError(
-            f"reward={path!r} is no reward model (architectures {architectures}); "
-            "train one with `tether reward`, or give path/to/file.py:function"
+            f"reward={path!r} has {config.num_labels} labels {names} and none was named; name the "
+            f"one that is wanted, as in label = {names[-1]!r}, or train a reward model with "
+            "`tether reward`"
         )
-    if labels != 1:
-        names = list((load_config(path).id2label or {}).values())
-        raise ModelError(
-            f"reward={path!r} has {labels} labels {names} and none was named; "
-            "a reward model has one: train it with `tether reward`"
-        )
+    model = load_classifier(path, compute, trainable=trainable)
+    model.centering, model.heads = read_centering(path), heads
+    return model
+
+
+def load_classifier(path: str, compute: ComputeConfig, *, trainable: bool = False) -> RewardModel:
+    """Load a sequence classifier, whatever labels it has, without any centring.
+
+    Raises:
+        ModelError: Not there, or no sequence classifier.
+    """
+    classifier_config(path)
     place = pick_device(compute)
     model = from_pretrained(AutoModelForSequenceClassification, path, place)
     model.requires_grad_(trainable)
-    centering = read_centering(path)
-    return RewardModel(model, scalar_head(model), place, load_tokenizer(path), centering)
+    head, reads_both_ways = head_of(model)
+    tokenizer = load_tokenizer(path)
+    if reads_both_ways and tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {path!r} has no pad token; an encoder needs one")
+    return RewardModel(model, head, place, tokenizer, None, encoder=reads_both_ways)
 
 
-def scalar_head(model: PreTrainedModel) -> nn.Linear:
-    """The linear head of a sequence classifier with one label."""
+def classifier_config(path: str) -> PretrainedConfig:
+    """The configuration of a sequence classifier.
+
+    Raises:
+        ModelError: Not there, or something else.
+    """
+    config = load_config(path)
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        raise ModelError(
+            f"reward={path!r} is no reward model (architectures {config.architectures}); "
+            "train one with `tether reward`, or give path/to/file.py:function"
+        )
+    return config
+
+
+def head_of(model: PreTrainedModel) -> tuple[nn.Linear, bool]:
+    """The last layer of a sequence classifier, and True where its backbone is an encoder.
+
+    Decoders are read at the last token by one linear layer called `score`; whatever ends in
+    something else has a pooling of its own.
+    """
     head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear):
-        raise ModelError(f"{type(model).__name__} has no linear `score` head; use a decoder model")
-    return head
+    return (head, False) if isinstance(head, nn.Linear) else (encoder.last_layer(model), True)
 
 
 def read_centering(path: str) -> Centering | None:
     """Mean and std that `tether reward` stored with a reward model, if it did."""
-    file = Path(path) / "tether.json"
-    if not file.is_file():
-        return None
-    stored = json.loads(file.read_text(encoding="utf-8")).get("centering")
+    stored = _facts(path).get("centering")
     return Centering(float(stored["shift"]), float(stored["scale"])) if stored else None
 
 
+def read_heads(path: str) -> tuple[Centering, ...]:
+    """Mean and std of each head of an ensemble; () where the directory holds none."""
+    stored = _facts(path).get("heads") or []
+    return tuple(Centering(float(each["shift"]), float(each["scale"])) for each in stored)
+
+
+def _facts(path: str) -> dict[str, Any]:
+    file = Path(path) / "tether.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def value_model_from_reward(reward: RewardModel) -> ScalarModel:
-    """A value model that starts as the centred reward model: V = (score − shift) / scale."""
+    """A value model that starts as the centred reward model: V = (score − shift) / scale.
+
+    Of an ensemble it is the mean of that over the heads.
+
+    Raises:
+        ModelError: The reward model is an encoder, which has no number before the last token.
+    """
+    if reward.encoder:
+        raise ModelError(
+            f"{type(reward.model).__name__} is an encoder: it reads whole texts, and a value model "
+            "needs a number at every token; start it from a decoder"
+        )
     head = nn.Linear(reward.head.in_features, 1, device=reward.head.weight.device)
-    shift, scale = reward.centering or Centering(0.0, 1.0)
+    centrings = torch.tensor(reward.heads or [reward.centering or Centering(0.0, 1.0)])
+    shift, scale = centrings.to(head.weight).T
     with torch.no_grad():
-        bias = torch.zeros(1) if reward.head.bias is None else reward.head.bias
-        head.weight.copy_(reward.head.weight / scale)
-        head.bias.copy_((bias.to(head.bias) - shift) / scale)
+        bias = torch.zeros_like(shift) if reward.head.bias is None else reward.head.bias
+        head.weight.copy_((reward.head.weight / scale[:, None]).mean(0, keepdim=True))
+        head.bias.copy_(((bias - shift) / scale).mean())
     return ScalarModel(reward.model, head, reward.place)
 
 
@@ -155,9 +265,14 @@ def value_model_from_backbone(model: PreTrainedModel, place: Device) -> ScalarMo
 
 
 def save_reward_model(reward: RewardModel, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a Hugging Face directory; the centring goes into `tether.json`."""
+    """Write a Hugging Face directory; the centring, or that of each head, goes into `tether.json`.
+
+    Plain transformers loads an ensemble as a classifier with a label for each head.
+    """
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
-    centering = reward.centering._asdict() if reward.centering else None
-    text = json.dumps({**facts, "centering": centering}, indent=2, allow_nan=False)
+    facts = {**facts, "centering": reward.centering._asdict() if reward.centering else None}
+    if reward.heads:
+        facts["heads"] = [centering._asdict() for centering in reward.heads]
+    text = json.dumps(facts, indent=2, allow_nan=False)
     (folder / "tether.json").write_text(text + "\n", encoding="utf-8")

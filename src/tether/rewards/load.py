@@ -6,17 +6,40 @@ A reward gets texts, never token ids, so it may have a tokenizer of its own.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tether.errors import CheckError, ConfigError
 from tether.functions import is_function, load_function
-from tether.models.scalar_head import Centering, RewardModel, load_reward_model
+from tether.models.scalar_head import RewardModel, load_reward_model
 from tether.records import Text
+from tether.rewards.classifier import load_label, score_label
+from tether.rewards.ensemble import centrings, combine, disagreement, member_scores
 from tether.rewards.reward_model import score_texts
 from tether.sections import ComputeConfig, RewardConfig
 
 RewardFunction = Callable[[list[Text], list[str]], list[float]]
 """(prompts, completions) → one finite score for each, higher is better."""
+
+MemberFunction = Callable[[list[Text], list[str]], Float[Tensor, "N M"]]
+"""(prompts, completions) → a score by each member of an ensemble, in the units of its config."""
+
+
+class Judged(NamedTuple):
+    """What a reward says of completions.
+
+    Attributes:
+        raw: Scores in reward units; of an ensemble put together in the members' own std.
+        scores: Centred, clipped and weighted, as PPO uses them.
+        disagreement: Of an ensemble: mean over completions of the std over members; else None.
+    """
+
+    raw: list[float]
+    scores: list[float]
+    disagreement: float | None
 
 
 @dataclass(frozen=True)
@@ -26,44 +49,72 @@ class Reward:
     config: RewardConfig
     raw: RewardFunction
     model: RewardModel | None = None
+    members: MemberFunction | None = None
+
+    def judge(self, prompts: list[Text], completions: list[str]) -> Judged:
+        """Raw and normalized scores, and how much an ensemble disagrees, in one go."""
+        if self.members is None:
+            raw = self.raw(prompts, completions)
+            return Judged(raw, self.normalize(raw), None)
+        each = self.members(prompts, completions)
+        combined = checked(lambda p, c: combine(each, self.config).tolist(), self.config.path)
+        raw = combined(prompts, completions)
+        return Judged(raw, self.normalize(raw), disagreement(each))
 
     def normalize(self, scores: list[float]) -> list[float]:
         """Scores centred and scaled as the model's `tether.json` says, then clipped and weighted.
 
+        The raw scores of an ensemble are centred member by member already; those of a classifier
+        or a function, and probabilities, are only clipped and weighted.
+
         Raises:
             ConfigError: Normalization is asked of a reward model that stored no statistics.
         """
-        shift, scale = self._centering()
+        shift, scale = 0.0, 1.0
+        if self.model is not None and self.members is None and not self.config.label:
+            ((shift, scale),) = centrings(self.model, self.config, self.config.path)
         limit = self.config.clip or math.inf
         centred = [(score - shift) / scale for score in scores]
         return [self.config.weight * min(max(score, -limit), limit) for score in centred]
 
-    def _centering(self) -> Centering:
-        if not self.config.normalize or self.model is None:
-            return Centering(0.0, 1.0)
-        if self.model.centering is None:
-            raise ConfigError(
-                f"reward {self.config.path!r} stored no mean and std to normalize by; "
-                "train it with `tether reward`, or set normalize = false"
-            )
-        return self.model.centering
-
 
 def load_reward(config: RewardConfig, compute: ComputeConfig) -> Reward:
-    """A reward model directory, `path/to/file.py:function` or `package.module:function`.
+    """A reward model, or an ensemble; with `label` a classifier; or a function.
+
+    A function is `path/to/file.py:function` or `package.module:function`.
 
     Raises:
-        ModelError: The directory holds no reward model with one label.
-        ConfigError: No such file or function.
+        ModelError: A directory holds no reward model, or several labels and none was named.
+        ConfigError: No such file, function or label; or settings that this reward cannot have.
     """
-    if is_function(config.path):
-        return Reward(
-            config, checked(cast(RewardFunction, load_function(config.path)), config.path)
+    path = config.path
+    functions = [each for each in (path, *config.members) if is_function(each)]
+    if functions and (config.label or config.members or config.output == "probability"):
+        raise ConfigError(
+            f"reward {functions[0]!r} is a function: label, output and members are for reward "
+            "models; leave them out, or sum several rewards"
         )
-    model = load_reward_model(config.path, compute)
-    reward = Reward(config, checked(lambda p, c: score_texts(model, p, c), config.path), model)
-    reward.normalize([])  # refuses missing statistics now rather than after the first rollout
-    return reward
+    if functions:
+        return Reward(config, checked(cast(RewardFunction, load_function(path)), path))
+    if config.label:
+        classifier, label = load_label(config, compute)
+        scores = lambda p, c: score_label(classifier, label, config, p, c)  # noqa: E731
+        return Reward(config, checked(scores, path), classifier)
+    models = [load_reward_model(each, compute) for each in (path, *config.members)]
+    for each, model in zip((path, *config.members), models, strict=True):
+        centrings(model, config, each)  # refuses missing statistics before the first rollout
+    if sum(model.head.out_features for model in models) == 1:
+        return Reward(config, checked(_one(models[0], config), path), models[0])
+    members: MemberFunction = lambda p, c: member_scores(models, config, p, c)  # noqa: E731
+    raw: RewardFunction = lambda p, c: combine(members(p, c), config).tolist()  # noqa: E731
+    return Reward(config, checked(raw, path), models[0], members)
+
+
+def _one(model: RewardModel, config: RewardConfig) -> RewardFunction:
+    """Raw scores of one head, or their σ."""
+    if config.output == "logit":
+        return lambda prompts, completions: score_texts(model, prompts, completions)
+    return lambda p, c: torch.tensor(score_texts(model, p, c)).sigmoid().tolist()
 
 
 def checked(function: RewardFunction, path: str) -> RewardFunction:

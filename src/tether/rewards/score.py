@@ -18,14 +18,14 @@ def score(config: ScoreConfig) -> Path:
 
     `scores` are normalized, clipped and weighted as PPO would see them.
     """
-    folder = StageFolder(config, "score", [config.data, config.reward.path])
+    folder = StageFolder(config, "score", [config.data, config.reward.path, *config.reward.members])
     if folder.finished:
         return folder.path
     records = read_completions(config.data)
     reward = load_reward(config.reward, config.compute)
     prompts = [record.prompt for record in records for _ in record.completions]
-    raw = reward.raw(prompts, [text for record in records for text in record.completions])
-    scores = reward.normalize(raw)
+    completions = [text for record in records for text in record.completions]
+    raw, scores, disagreement = reward.judge(prompts, completions)
     folder.begin()
     rows: list[dict[str, Any]] = []
     start = 0
@@ -35,4 +35,5 @@ def score(config: ScoreConfig) -> Path:
     write_jsonl(folder.path / "scores.jsonl", rows)
     mean, spread = float(np.mean(scores)), float(np.std(scores))
     console.print(f"{len(scores)} completions, score {mean:.4g} ± {spread:.4g} (mean ± std)")
-    return folder.finish(completions=len(scores), mean=mean, std=spread)
+    known = {} if disagreement is None else {"disagreement": disagreement}
+    return folder.finish(completions=len(scores), mean=mean, std=spread, **known)

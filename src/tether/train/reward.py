@@ -1,27 +1,33 @@
 """The reward model: a language model with one number in place of the next word.
 
-It learns from rankings and preference pairs; all pairs of one prompt stay in one optimizer batch
-element, because a completion that stands in several pairs must not count as several examples.
+It learns from preference pairs and rankings ("pairwise": Bradley-Terry on all pairs; "listwise":
+Plackett-Luce on whole rankings), or from completions that were liked or not ("binary"). All that
+was said of one prompt stays in one optimizer batch element, because a completion that stands in
+several pairs must not count as several examples.
+
+Two things hold scores near 0. `centering` is a penalty in the loss of pairs, off by default.
+Whatever the loss, the mean and std of the scores are measured once training has ended and stored
+in `tether.json`; PPO's scores are shifted and scaled by them, the model itself is not changed.
+
+Several heads on one backbone are an ensemble: each starts elsewhere and learns from its own
+resample of the prompts, so where they differ, the data did not decide.
 """
 
-import json
+import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tether.config import RewardModelConfig
-from tether.core.preference_losses import bradley_terry
-from tether.data.batches import Row, device_batches, split_by_prompt
-from tether.data.formats import read_comparisons
+from tether.data.batches import split_by_prompt
+from tether.data.comparisons import Comparisons, group
+from tether.data.formats import read_comparisons, read_thumbs
 from tether.errors import DataError
-from tether.models.chat import encode
-from tether.models.language_model import max_positions
 from tether.models.scalar_head import (
     Centering,
     RewardModel,
@@ -29,68 +35,19 @@ from tether.models.scalar_head import (
     save_reward_model,
 )
 from tether.progress import console
-from tether.records import PreferencePair, Ranking, Text, pairs
 from tether.rundir import StageFolder
 from tether.statistics import cluster_mean
-from tether.train import loop
+from tether.train import judgments, loop
 
 GROUPS_PER_EVALUATION_BATCH = 16
-
-
-class Pair(NamedTuple):
-    """`winner` beats `loser`, both indices into the completions of one prompt."""
-
-    winner: int
-    loser: int
-    probability: float = 1.0
-    margin: float = 0.0
-    weight: float = 1.0
-
-
-@dataclass
-class Comparisons:
-    """Everything that labelers said about the completions of one prompt."""
-
-    prompt: Text
-    completions: list[Text] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-
-    def index(self, completion: Text) -> int:
-        """Position of a completion, which is added if it is new."""
-        if completion not in self.completions:
-            self.completions.append(completion)
-        return self.completions.index(completion)
-
-    def keep_usable(self, limit: int) -> None:
-        """Drop rows longer than `limit` tokens, and pairs that teach nothing without them."""
-        rows, kept = self.rows, [i for i, row in enumerate(self.rows) if len(row.ids) <= limit]
-        place = {old: new for new, old in enumerate(kept)}
-        self.completions = [self.completions[i] for i in kept]
-        self.rows = [rows[i] for i in kept]
-        self.pairs = [
-            pair._replace(winner=place[pair.winner], loser=place[pair.loser])
-            for pair in self.pairs
-            if {pair.winner, pair.loser} <= place.keys()
-            and rows[pair.winner].ids != rows[pair.loser].ids
-            and pair.weight > 0
-        ]
-
-
-class HeldOut(NamedTuple):
-    """How a reward model does on pairs it has not seen."""
-
-    loss: float
-    correct: list[float]  # 1 right, 0 wrong, ½ equal, a pair
-    longer_wins: list[float]  # the same for the rule "the longer completion is better"
-    prompts: list[int]  # prompt of each pair, for intervals
+NOUNS = {"pairwise": "pairs", "listwise": "rankings", "binary": "labels"}
 
 
 def train_reward(config: RewardModelConfig) -> Path:
-    """Train a reward model on rankings or pairs and write it to `config.out`.
+    """Train a reward model on what labelers said and write it to `config.out`.
 
-    The scores' mean and std over the ranked completions (samples of the reference) are stored
-    with the model, so that PPO can use centred scores.
+    The scores' mean and std over the judged completions (samples of the reference) are stored
+    with the model, those of each head where it has several, so that PPO can use centred scores.
 
     Returns:
         The stage's folder; the model is in its `model/`.
@@ -98,17 +55,19 @@ def train_reward(config: RewardModelConfig) -> Path:
     folder = StageFolder(config, "reward", [config.model, config.data])
     if folder.finished:
         return folder.path
-    groups = group(read_comparisons(config.data))
-    reward = new_reward_model(config.model, config.compute)
-    groups, dropped = tokenize(reward, groups, config.max_length, config.data)
+    noun = NOUNS[config.loss]
+    groups = read(config)
+    reward = new_reward_model(config.model, config.compute, heads=config.heads, seed=config.seed)
+    groups, dropped = tokenize(reward, groups, config)
     if dropped:
-        console.print(f"{dropped} pairs dropped: too long, the same on both sides, or of weight 0")
+        console.print(f"{dropped} {noun} dropped: too long, the same on both sides, or of weight 0")
     keys = [str(group_.prompt) for group_ in groups]
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     held_groups = [groups[i] for i in held]
     provenance = {"made_by": "tether reward", "model": config.model, "data": config.data}
 
     def write(path: Path) -> None:
+        center(reward, groups)
         save_reward_model(reward, path, provenance)
 
     steps = loop.fit(
@@ -116,86 +75,120 @@ def train_reward(config: RewardModelConfig) -> Path:
         folder,
         reward.model,
         len(train),
-        lambda chosen: _backward(
-            reward, [groups[train[i]] for i in chosen], config.device_batch_size
-        ),
-        lambda: _held_out_metrics(reward, held_groups),
+        lambda chosen: _backward(reward, [groups[train[i]] for i in chosen], config),
+        lambda: _held_out_metrics(reward, held_groups, config.loss),
         write,
     )
-    reward.centering = center(reward, groups)
     folder.write_model(write)
+    centrings = [each._asdict() for each in reward.heads or (reward.centering,) if each]
     facts = {
         "steps": steps,
-        "pairs": sum(len(groups[i].pairs) for i in train),
-        "dropped_pairs": dropped,
-        "centering": reward.centering._asdict(),
+        noun: sum(len(judgments.judged(config.loss, groups[i])) for i in train),
+        f"dropped_{noun}": dropped,
+        "centering": centrings if config.heads > 1 else centrings[0],
     }
-    return folder.finish(**facts, **held_out_facts(reward, held_groups))
+    return folder.finish(**facts, **held_out_facts(reward, held_groups, config.loss))
 
 
-def group(records: list[Ranking | PreferencePair]) -> list[Comparisons]:
-    """Comparisons by prompt, in the order in which prompts first appear."""
-    groups: dict[str, Comparisons] = {}
-    for record in records:
-        key = json.dumps(record.prompt, sort_keys=True)
-        comparisons = groups.setdefault(key, Comparisons(record.prompt))
-        if isinstance(record, PreferencePair):
-            winner, loser = comparisons.index(record.chosen), comparisons.index(record.rejected)
-            probability = 1.0 if record.probability is None else record.probability
-            margin = record.margin or 0.0
-            comparisons.pairs.append(Pair(winner, loser, probability, margin, record.weight))
-        else:
-            places = [comparisons.index(completion) for completion in record.completions]
-            comparisons.pairs += [
-                Pair(places[better], places[worse]) for better, worse in pairs(record)
-            ]
-    return list(groups.values())
+def read(config: RewardModelConfig) -> list[Comparisons]:
+    """The judgments of a file by prompt, of the kind that the loss learns from.
+
+    Raises:
+        DataError: Labels of one kind only, or pairs that say more than a ranking can.
+    """
+    if config.loss == "binary":
+        thumbs = read_thumbs(config.data)
+        liked = sum(thumb.label for thumb in thumbs)
+        if liked in (0, len(thumbs)):
+            raise DataError(
+                f"{config.data}: all {len(thumbs)} labels are {str(bool(liked)).lower()}; nothing "
+                "can be told apart without some of the other kind"
+            )
+        return group(thumbs)
+    groups = group(read_comparisons(config.data))
+    for pair in (pair for group_ in groups for pair in group_.pairs):
+        if config.loss == "listwise" and (pair.margin or pair.probability != 1):
+            raise DataError(
+                f"{config.data}: a pair has margin={pair.margin!r} and probability="
+                f'{pair.probability!r}, which a ranking cannot hold; set loss = "pairwise"'
+            )
+    return groups
 
 
 def tokenize(
-    reward: RewardModel, groups: list[Comparisons], max_length: int, where: str
+    reward: RewardModel, groups: list[Comparisons], config: RewardModelConfig
 ) -> tuple[list[Comparisons], int]:
-    """Fill in token rows; drop pairs with a row too long, with equal rows, or of weight 0.
+    """Fill in token rows; drop what has a row too long, equal rows, or weight 0.
 
     Returns:
-        The groups that still have a pair, and the number of pairs dropped.
+        The groups that still have a judgment, and the number of judgments dropped.
 
     Raises:
-        DataError: No pair is left.
+        DataError: No judgment is left.
     """
-    positions = max_positions(reward.model.config)
-    limit = min(max_length or positions, positions)
-    before = sum(len(group_.pairs) for group_ in groups)
+    limit = min(config.max_length or reward.longest, reward.longest)
+    kind, heads = config.loss, config.heads
+    before = sum(len(judgments.judged(kind, group_)) for group_ in groups)
     for group_ in groups:
-        encoded = [encode(reward.tokenizer, group_.prompt, c) for c in group_.completions]
-        group_.rows = [Row(e.ids, e.num_prompt) for e in encoded]
+        group_.rows = [reward.row(group_.prompt, c, limit) for c in group_.completions]
         group_.keep_usable(limit)
-    left = [group_ for group_ in groups if group_.pairs]
+        if heads > 1:
+            group_.copies = tuple(copies(config.seed, h, group_.key) for h in range(heads))
+    left = [group_ for group_ in groups if judgments.judged(kind, group_)]
     if not left:
         raise DataError(
-            f"{where}: none of {before} pairs can be used: each is a tie, has equal sides or "
-            f"weight 0, or exceeds {limit} tokens; give rankings with a difference, or raise "
-            "max_length"
+            f"{config.data}: none of {before} {NOUNS[kind]} can be used: each is a tie, has equal "
+            f"sides or weight 0, or exceeds {limit} tokens; give "
+            f"{'labels' if kind == 'binary' else 'rankings with a difference'}, or raise max_length"
         )
-    return left, before - sum(len(group_.pairs) for group_ in left)
+    return left, before - sum(len(judgments.judged(kind, group_)) for group_ in left)
+
+
+def copies(seed: int, head: int, key: str) -> int:
+    """How often a prompt stands in the resample that a head learns from: Poisson(1).
+
+    What the bootstrap's counts become with many prompts, and a function of (seed, head, prompt).
+
+    Source: Oza & Russell 2001, Online Bagging and Boosting.
+    """
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    return int(np.random.default_rng([seed, head, number]).poisson(1.0))
 
 
 def _backward(
-    reward: RewardModel, groups: list[Comparisons], device_batch_size: int
+    reward: RewardModel, groups: list[Comparisons], config: RewardModelConfig
 ) -> dict[str, float]:
     """Accumulate the gradient of an optimizer batch; returns its loss and accuracy."""
-    num_pairs = sum(pair.weight for group_ in groups for pair in group_.pairs)
-    sums = torch.zeros(2)
-    for part in chunks(groups, device_batch_size):
-        scores, found, labels = score_pairs(reward, part)
-        winner, loser = scores[found[:, 0]], scores[found[:, 1]]
-        result = bradley_terry(winner, loser, **labels, num_pairs=num_pairs)
-        result.loss.backward()
-        sums += torch.stack([result.loss.detach(), result.accuracy]).cpu()
-    return {"loss": float(sums[0]), "accuracy": float(sums[1])}
+    total, right, weight = 0.0, 0.0, 0.0
+    for part, scores, loss in losses(reward, groups, config):
+        loss.backward()
+        total += float(loss.detach())
+        found = judgments.agreement(config.loss, scores.detach().mean(1), part)
+        right += found.accuracy * sum(found.weights)
+        weight += sum(found.weights)
+    return {"loss": total, "accuracy": right / weight}
 
 
-def chunks(groups: list[Comparisons], rows: int) -> list[list[Comparisons]]:
+def losses(
+    reward: RewardModel, groups: Sequence[Comparisons], config: RewardModelConfig
+) -> Iterator[tuple[list[Comparisons], Float[Tensor, "N H"], Float[Tensor, ""]]]:
+    """Device batches of an optimizer batch: prompts, their scores, and their part of the loss."""
+    total = judgments.total_weight(config.loss, groups)
+    for part in chunks(groups, config.device_batch_size):
+        scores = reward.logits([row for group_ in part for row in group_.rows])
+        resampled = config.heads > 1
+        loss = judgments.loss(
+            config.loss,
+            scores,
+            part,
+            total=total,
+            resampled=resampled,
+            centering=config.centering,
+        )
+        yield part, scores, loss
+
+
+def chunks(groups: Sequence[Comparisons], rows: int) -> list[list[Comparisons]]:
     """Whole groups in device batches of at most `rows` completions (0 = all), at least one each."""
     parts: list[list[Comparisons]] = []
     count = 0
@@ -208,85 +201,65 @@ def chunks(groups: list[Comparisons], rows: int) -> list[list[Comparisons]]:
     return parts
 
 
-def score_pairs(
-    reward: RewardModel, groups: list[Comparisons]
-) -> tuple[Float[Tensor, " N"], Int[Tensor, "P 2"], dict[str, Float[Tensor, " P"]]]:
-    """One forward pass over all completions of some prompts.
-
-    Returns:
-        Scores of the completions; the pairs as winner and loser index into them; what else their
-        labels say, under the names that `bradley_terry` knows it by.
-    """
-    rows = [row for group_ in groups for row in group_.rows]
-    offsets = np.cumsum([0, *(len(group_.rows) for group_ in groups)])
-    every = [
-        (offset + pair.winner, offset + pair.loser, pair.probability, pair.margin, pair.weight)
-        for offset, group_ in zip(offsets, groups, strict=False)
-        for pair in group_.pairs
-    ]
-    scores = score_rows(reward, rows)
-    table = torch.tensor(every, dtype=torch.float64, device=scores.device)
-    probability, margin, weight = table[:, 2:].float().T
-    labels = {"probability": probability, "margin": margin, "weight": weight}
-    return scores, table[:, :2].long(), labels
-
-
-def score_rows(reward: RewardModel, rows: list[Row]) -> Tensor:
-    """Raw scores (N,) of rows in one forward pass, with gradients where they are on."""
-    ((order, batch),) = device_batches(rows, 0)
-    places = torch.tensor(order).argsort()
-    return reward.scores(batch)[places.to(reward.place.device)]
-
-
 @torch.no_grad()
-def held_out(reward: RewardModel, groups: list[Comparisons]) -> HeldOut:
-    """Loss and accuracy on held-out pairs, with the length-only baseline beside it."""
-    correct, longer, prompts = [], [], []
-    loss = weight = 0.0
+def held_out(
+    reward: RewardModel, groups: Sequence[Comparisons], kind: str
+) -> tuple[float, judgments.Agreement]:
+    """Loss and agreement on held-out judgments; an ensemble's score is the mean of its heads."""
+    scores = []
     for start in range(0, len(groups), GROUPS_PER_EVALUATION_BATCH):
         part = groups[start : start + GROUPS_PER_EVALUATION_BATCH]
-        scores, found, labels = score_pairs(reward, part)
-        lengths = torch.tensor([len(row.ids) for group_ in part for row in group_.rows])
-        winner, loser = scores[found[:, 0]], scores[found[:, 1]]
-        loss += float(bradley_terry(winner, loser, **labels, num_pairs=1).loss)
-        weight += float(labels["weight"].sum())
-        correct += ((winner - loser).sign() / 2 + 0.5).tolist()
-        gaps = lengths[found[:, 0].cpu()] - lengths[found[:, 1].cpu()]
-        longer += (gaps.sign() / 2 + 0.5).tolist()
-        prompts += [start + i for i, group_ in enumerate(part) for _ in group_.pairs]
-    return HeldOut(loss / weight if groups else 0.0, correct, longer, prompts)
+        scores.append(reward.logits([row for group_ in part for row in group_.rows]).mean(1))
+    if not scores:
+        return 0.0, judgments.Agreement([], [], [], [])
+    every = torch.cat(scores)
+    total = judgments.total_weight(kind, groups)
+    loss = judgments.loss(kind, every[:, None], groups, total=total)
+    return float(loss), judgments.agreement(kind, every, groups)
 
 
-def _held_out_metrics(reward: RewardModel, groups: list[Comparisons]) -> dict[str, float]:
-    found = held_out(reward, groups)
+def _held_out_metrics(
+    reward: RewardModel, groups: list[Comparisons], kind: str
+) -> dict[str, float]:
+    loss, found = held_out(reward, groups, kind)
     if not found.correct:
         return {}
-    return {"held_out_loss": found.loss, "held_out_accuracy": float(np.mean(found.correct))}
+    return {"held_out_loss": loss, "held_out_accuracy": float(np.mean(found.correct))}
 
 
-def held_out_facts(reward: RewardModel, groups: list[Comparisons]) -> dict[str, object]:
-    """Final accuracy on held-out pairs with its interval over prompts."""
-    found = held_out(reward, groups)
+def held_out_facts(reward: RewardModel, groups: list[Comparisons], kind: str) -> dict[str, object]:
+    """Final accuracy on held-out pairs or labels, with its interval over prompts.
+
+    Of rankings, all pairs that they decide are counted, so that the losses can be compared.
+    """
+    noun = "labels" if kind == "binary" else "pairs"
+    loss, found = held_out(reward, groups, kind)
     if not found.correct:
-        return {"held_out_pairs": 0}
+        return {f"held_out_{noun}": 0}
     accuracy = cluster_mean(np.array(found.correct), found.prompts)
+    length = float(np.mean(found.longer_wins))
     console.print(
         f"held-out accuracy {accuracy.mean:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] on "
-        f"{len(found.correct)} pairs of {len(groups)} prompts "
-        f"(choosing the longer one: {np.mean(found.longer_wins):.3f})"
+        f"{len(found.correct)} {noun} of {len(groups)} prompts (choosing the longer one: "
+        f"{length:.3f})"
     )
     ends = accuracy._asdict().items()  # one prompt has no interval, and JSON no NaN
-    return {
+    facts: dict[str, object] = {
         "held_out_accuracy": {k: end if math.isfinite(end) else None for k, end in ends},
-        "held_out_loss": found.loss,
-        "held_out_pairs": len(found.correct),
-        "length_baseline_accuracy": float(np.mean(found.longer_wins)),
+        "held_out_loss": loss,
+        f"held_out_{noun}": len(found.correct),
+        "length_baseline_accuracy": length,
     }
+    if kind == "binary":
+        liked = np.mean([verdict.liked for group_ in groups for verdict in group_.verdicts])
+        facts["majority_baseline_accuracy"] = float(max(liked, 1 - liked))
+    return facts
 
 
 @torch.no_grad()
-def center(reward: RewardModel, groups: list[Comparisons]) -> Centering:
-    """Mean and std of the raw scores over all completions."""
-    scores = [score_rows(reward, g.rows) for g in groups]
-    every = torch.cat(scores).double()
-    return Centering(float(every.mean()), float(every.std(correction=0).clamp(min=1e-6)))
+def center(reward: RewardModel, groups: list[Comparisons]) -> None:
+    """Set the centring of each head: mean and std of its raw scores over all completions."""
+    scores = torch.cat([reward.logits(group_.rows) for group_ in groups]).double()
+    means, stds = scores.mean(0), scores.std(0, correction=0).clamp(min=1e-6)
+    found = tuple(Centering(float(m), float(s)) for m, s in zip(means, stds, strict=True))
+    reward.centering, reward.heads = (found[0], ()) if len(found) == 1 else (None, found)

@@ -71,16 +71,25 @@ def needs_reference(config: OnlineConfig) -> bool:
 def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) -> ScalarModel:
     """The value model: on the policy's backbone, from a reward model, or from the start policy.
 
+    Where the reward is a classifier, an encoder, or has other words, it starts as the policy.
+
     Raises:
-        ConfigError: value.init has another vocabulary than the policy, so it cannot read its ids.
+        ConfigError: value.init is an encoder, which gives no number before the last token, or has
+            another vocabulary than the policy, so it cannot read its ids.
     """
     if config.value.shared:
         return value_model_from_backbone(policy.model, policy.place)
-    models = [reward.config.path for reward in rewards if reward.model]
+    decoders = [r for r in rewards if r.model and not r.model.encoder and not r.config.label]
+    models = [reward.config.path for reward in decoders]
     path = config.value.init or (models[0] if models else "")
     if path:
         start = load_reward_model(path, config.compute, trainable=True)
         words = policy.tokenizer.get_vocab()
+        if start.encoder:
+            raise ConfigError(
+                f"value.init={path!r} is an encoder, which reads whole texts; give a decoder, or "
+                'leave value.init = "" to start from the policy'
+            )
         if words.items() <= start.tokenizer.get_vocab().items():
             return value_model_from_reward(start)
         if config.value.init:
