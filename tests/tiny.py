@@ -7,6 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, WordLevel
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -128,6 +131,52 @@ def tiny_gpt2(vocab: int, *, seed: int = 0, dropout: float = 0.0, **settings) ->
         }
     )
     return _seeded(GPT2LMHeadModel, config, seed)
+
+
+def encoder_tokenizer(pair: bool = True) -> PreTrainedTokenizerFast:
+    """BERT's kind: [CLS] one [SEP], and [CLS] one [SEP] other [SEP] unless `pair=False`."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {token: i for i, token in enumerate([*names, *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if pair:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def save_encoder(
+    folder: Path, kind: str = "bert", labels: int = 0, *, pair: bool = True, **settings
+) -> Path:
+    """Write a tiny encoder and its tokenizer: a bare backbone, or a classifier with `labels`."""
+    tokenizer = encoder_tokenizer(pair)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if kind == "distilbert":
+        shape = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2}
+    else:
+        shape["intermediate_size"] = 48
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=24,
+        pad_token_id=0,
+        initializer_range=0.2,
+        **{**shape, **({"num_labels": labels} if labels else {}), **settings},
+    )
+    auto = AutoModelForSequenceClassification if labels else AutoModel
+    _seeded(auto.from_config, config, 3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
 
 
 def _seeded(model_class, config, seed):

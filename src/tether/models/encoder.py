@@ -40,7 +40,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text, l
         first if paired else first + second,
         second if paired else None,
         return_offsets_mapping=True,
-        return_token_type_ids=True,
         verbose=False,
     )
     ids, segments = list(encoding["input_ids"]), encoding.sequence_ids()  # None at special tokens
@@ -50,7 +49,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text, l
         segments = [i if i is None else int(b) for i, b in zip(segments, beyond, strict=True)]
     cut = _beyond(segments, len(ids) - limit)
     kept = [i for i in range(len(ids)) if i not in cut]
-    return Row([ids[i] for i in kept], sum(encoding["token_type_ids"][i] == 0 for i in kept))
+    types = encoding.get("token_type_ids") or [0] * len(ids)
+    return Row([ids[i] for i in kept], sum(types[i] == 0 for i in kept))
 
 
 def _beyond(segments: Sequence[int | None], excess: int) -> set[int]:
