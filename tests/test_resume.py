@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import save_encoder
 from tests.train import toys
 from tests.train.toys import KINDS
 from tether.cli import main
@@ -182,6 +183,37 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path, kind, stage, m
     assert_equal(whole, train(config))
     interrupted_after(1, monkeypatch, train, settings("early"))  # before there is a checkpoint
     assert_equal(whole, train(settings("early")))
+
+
+@pytest.mark.parametrize("mode", ["listwise", "binary", "heads", "encoder"])
+def test_other_reward_models_resume_to_the_same_bits(tmp_path, mode, monkeypatch):
+    path = save_encoder(tmp_path / "encoder") if mode == "encoder" else toys.save(tmp_path)
+    changes: dict = {"loss": mode} if mode in ("listwise", "binary") else {}
+    changes |= {"heads": 3, "seed": 5} if mode == "heads" else {}
+    rows = RANKINGS
+    if mode == "binary":
+        texts = ["a kind dog", "no"] * 4
+        rows = [
+            {**prompt, "completion": text, "label": text != "no"}
+            for prompt, text in zip(toys.PROMPTS, texts, strict=True)
+        ]
+
+    def settings(out):
+        return toys.reward(
+            tmp_path,
+            path,
+            rows,
+            out=str(tmp_path / out),
+            epochs=4.0,
+            checkpoint_every=2,
+            batch_size=4,
+            held_out=0.25,
+            **changes,
+        )
+
+    whole = train_reward(settings("whole"))
+    interrupted_after(3, monkeypatch, train_reward, settings("resumed"))
+    assert_equal(whole, train_reward(settings("resumed")))
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ from tether.data.formats import (
     read_completions,
     read_demonstrations,
     read_prompts,
+    read_thumbs,
 )
 from tether.errors import DataError
 from tether.records import (
@@ -260,3 +261,57 @@ def test_a_public_shape_gone_wrong_names_the_line(file, row, message):
         read_demonstrations(file({"prompt": "a", "completion": "b"}, row))
     assert "rows.jsonl:2: " in str(caught.value)
     assert message in str(caught.value)
+
+
+# --- thumbs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "thumb"),
+    [
+        ({"prompt": "a", "completion": "b", "label": True}, ("a", "b", True)),
+        ({"prompt": "a", "completion": "b", "label": 0}, ("a", "b", False)),
+        ({"prompt": "a", "completion": "b", "label": 1.0}, ("a", "b", True)),
+        ({"text": "b", "label": 1}, ("", "b", True)),
+        ({"instruction": "a", "input": "", "output": "b", "label": False}, ("a", "b", False)),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b"},
+                ],
+                "label": True,
+            },
+            ([{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}], True),
+        ),
+    ],
+)
+def test_labels_of_completions(tmp_path, row, thumb):
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    [found] = read_thumbs(tmp_path / "rows.jsonl")
+    assert (found.prompt, found.completion, found.label) == thumb
+
+
+@pytest.mark.parametrize("label", [2, "yes", None, 0.5])
+def test_a_label_is_true_or_false(tmp_path, label):
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b", "label": label}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*label"):
+        read_thumbs(tmp_path / "rows.jsonl")
+
+
+def test_a_row_without_a_label_is_refused(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(DataError, match="no liked or disliked completion in the fields"):
+        read_thumbs(tmp_path / "rows.jsonl")
+
+
+def test_a_pair_is_one_of_each(tmp_path):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "weight": 2.0, "probability": 0.75}
+    write_jsonl(tmp_path / "rows.jsonl", [pair])
+    found = read_thumbs(tmp_path / "rows.jsonl")
+    assert [(t.completion, t.label, t.weight) for t in found] == [
+        ("b", True, 1.5),
+        ("b", False, 0.5),
+        ("c", True, 0.5),
+        ("c", False, 1.5),
+    ]

@@ -156,3 +156,25 @@ def test_data_is_counted_as_python_holds_it(tmp_path, model):
     assert bytes_of(record) > sys.getsizeof("a") + sys.getsizeof("b" * 100)
     assert of_sft(toys.sft(tmp_path, model), known=True).data > 8 * 200
     assert of_sft(toys.sft(tmp_path, model), known=False).data == 0
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("loss", ["pairwise", "listwise", "binary"])
+def test_every_loss_and_every_head_has_a_footprint(tmp_path, model, loss, known):
+    rows = RANKINGS
+    if loss == "binary":
+        rows = [{**row, "label": i % 2} for i, row in enumerate(toys.DEMONSTRATIONS)]
+    config = toys.reward(tmp_path, model, rows, loss=loss, heads=3, held_out=0.25)
+    found = of_reward(config, known=known)
+    # three numbers in place of the words
+    assert phase(found, "update")["weights"] == 4 * (BACKBONE + 3 * 32) + FREQUENCIES
+    assert phase(found, "train")["activations"] > 0
+
+
+def test_an_encoder_has_a_footprint(tmp_path):
+    path = tiny.save_encoder(tmp_path / "encoder")
+    found = of_reward(toys.reward(tmp_path, path, RANKINGS), known=True)
+    # words, 24 positions, 2 types and their norm; two layers; pooler; one number with its bias
+    layer = 4 * (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32) + 4 * 32
+    size = (len(tiny.WORDS) + 4 + 24 + 2 + 2) * 32 + 2 * layer + 32 * 33 + 33
+    assert phase(found, "update")["gradients"] == 4 * size

@@ -1,17 +1,24 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import WORDS, word_tokenizer
+from tests.tiny import WORDS, save_encoder, word_tokenizer
 from tests.train import toys
 from tests.train.toys import KINDS, MODELS, SAMPLING
 from tether.core import kl
 from tether.errors import CheckError, ConfigError, ModelError
-from tether.models.scalar_head import load_reward_model, new_reward_model, save_reward_model
+from tether.models.language_model import load
+from tether.models.scalar_head import (
+    Centering,
+    load_reward_model,
+    new_reward_model,
+    save_reward_model,
+)
 from tether.rundir import StageFolder
 from tether.sections import (
     ComputeConfig,
@@ -414,6 +421,35 @@ def test_the_value_starts_as_the_centred_reward_model(tmp_path, kind):
         assert roles.value.model is not roles.rewards[0].model.model  # the reward stays as it is
         assert all(p.requires_grad for p in roles.value.model.base_model.parameters())
         assert not any(p.requires_grad for p in roles.rewards[0].model.model.parameters())
+
+
+def test_beside_an_encoder_or_a_classifier_the_value_starts_as_the_policy(tmp_path):
+    path = toys.save(tmp_path)
+    encoder = new_reward_model(str(save_encoder(tmp_path / "encoder")), ComputeConfig())
+    encoder.centering = Centering(0.0, 1.0)
+    save_reward_model(encoder, tmp_path / "reward", {})
+    labels = {"id2label": {0: "rude", 1: "kind"}}
+    classifier = str(save_encoder(tmp_path / "classifier", labels=2, **labels))
+    start = load(path, ComputeConfig()).model.base_model.state_dict()
+    for reward in (
+        RewardConfig(path=str(tmp_path / "reward")),
+        RewardConfig(path=classifier, label="kind"),
+    ):
+        config = toys.ppo(tmp_path, path, rewards=(reward,), out=str(tmp_path / "out"))
+        value = loading.load_roles(config).value
+        toys.assert_same(value.model.base_model.state_dict(), start)
+        assert not value.head.weight.any()
+        train_ppo(config)
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_an_encoder_as_the_start_of_the_value_is_refused(tmp_path):
+    path = toys.save(tmp_path)
+    encoder = new_reward_model(str(save_encoder(tmp_path / "encoder")), ComputeConfig())
+    save_reward_model(encoder, tmp_path / "reward", {})
+    config = toys.ppo(tmp_path, path, value=ValueConfig(init=str(tmp_path / "reward")))
+    with pytest.raises(ConfigError, match=r"value\.init=.* is an encoder, .* give a decoder"):
+        loading.load_roles(config)
 
 
 def test_a_value_start_of_other_words_is_refused(tmp_path):
