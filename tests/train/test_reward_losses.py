@@ -215,6 +215,18 @@ def test_heads_train_apart_and_are_centred_one_by_one(tmp_path):
     assert correlations[np.triu_indices(3, 1)].max() < 0.9999
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_models_kept_on_the_way_are_rewards_too(tmp_path, heads):
+    config = toys.reward(
+        tmp_path, toys.save(tmp_path), ROWS, heads=heads, max_steps=2, keep_every=1
+    )
+    train_reward(config)
+    written = {file.parent for file in (tmp_path / "reward").rglob("tether.json")}
+    (kept,) = written - {tmp_path / "reward" / "model"}
+    reward = load_reward(RewardConfig(path=str(kept)), ComputeConfig())
+    assert (reward.judge(["why "], ["no"]).disagreement is None) == (heads == 1)
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 

@@ -197,7 +197,8 @@ class Roles:
         reference = None
         if needs_reference(config):
             reference = language_model(config.reference or config.model, place)
-        paths = [each.path for each in config.rewards if not is_function(each.path)]
+        every = [path for each in config.rewards for path in (each.path, *each.members)]
+        paths = [path for path in every if not is_function(path)]
         rewards = [reward_model(path, place) for path in paths]
         value = _value(config, policy, paths) if isinstance(config, PPOConfig) else None
         return cls(policy, reference, rewards, value)
