@@ -41,6 +41,20 @@ def test_messages_are_gathered_by_what_they_say():
     assert len(group(records)) == 1
 
 
+def test_texts_without_a_prompt_stand_for_themselves():
+    records = [
+        Thumb(prompt="", completion="x", label=True),
+        Thumb(prompt="", completion="y", label=False),
+        Thumb(prompt="", completion="x", label=False),
+    ]
+    one, other = group(records)
+    assert (one.completions, len(one.verdicts)) == (["x"], 2)
+    assert other.completions == ["y"]
+    assert one.key != other.key
+    pairs = [PreferencePair(prompt="", chosen=text, rejected="z") for text in "xy"]
+    assert len(group(pairs)) == 1
+
+
 def test_what_cannot_be_used_is_dropped():
     rows = [Row([1, 2], 1), Row([1, 3, 4, 5], 1), Row([1, 2], 1), Row([1, 6], 1)]
     found = Comparisons(

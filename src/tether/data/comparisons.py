@@ -51,8 +51,8 @@ class Comparisons:
 
     @property
     def key(self) -> str:
-        """The prompt as one string."""
-        return json.dumps(self.prompt, sort_keys=True)
+        """What resamples and held-out shares go by: the prompt, or a text that has none."""
+        return str(self.prompt or self.completions[:1] if self.verdicts else self.prompt)
 
     def index(self, completion: Text) -> int:
         """Position of a completion, which is added if it is new."""
@@ -102,12 +102,13 @@ def group(records: Sequence[Ranking | PreferencePair | Thumb]) -> list[Compariso
     """Comparisons by prompt, in the order in which prompts first appear.
 
     A ranking gives an order and all pairs that it decides; a pair gives itself, and as an order a
-    ranking of two.
+    ranking of two. Liked or disliked texts without a prompt are told apart by what they say.
     """
     groups: dict[str, Comparisons] = {}
     for record in records:
-        comparisons = Comparisons(record.prompt)
-        comparisons = groups.setdefault(comparisons.key, comparisons)
+        alone = isinstance(record, Thumb) and not record.prompt
+        key = json.dumps([record.prompt, record.completion if alone else ""], sort_keys=True)
+        comparisons = groups.setdefault(key, Comparisons(record.prompt))
         if isinstance(record, PreferencePair):
             _add_pair(comparisons, record)
         elif isinstance(record, Thumb):

@@ -119,7 +119,7 @@ def of_reward(
         groups, notes = _comparisons(config, model, known, answers)
         counted = known or answers is not None
         share = config.held_out if counted else 0.0
-        train, held = split_by_prompt([str(group.prompt) for group in groups], share, config.seed)
+        train, held = split_by_prompt([group.key for group in groups], share, config.seed)
         tokens = [sum(len(row.ids) for row in groups[i].rows) for i in train]
         fit = Fit(config, tokens, counted)
         batch = [groups[train[i]] for i in fit.fullest()]
