@@ -216,6 +216,8 @@ def check_data(arguments: list[str]) -> None:
     uses: dict[str, Callable[[str], list[Any]]] = {
         "sft --data": formats.read_demonstrations,
         "reward --data": formats.read_comparisons,
+        "dpo --data": formats.read_comparisons,
+        "kto --data": formats.read_thumbs,
         "score --data": formats.read_completions,
         "ppo --prompts": formats.read_prompts,
     }
