@@ -11,22 +11,42 @@ if TYPE_CHECKING:
     from tether.evaluation.compare import evaluate
     from tether.pipeline import run
     from tether.rewards.score import score
+    from tether.train.kto import train_kto
     from tether.train.online import train_ppo
+    from tether.train.preference import train_dpo, train_ipo, train_orpo, train_simpo
     from tether.train.reward import train_reward
     from tether.train.sft import train_sft
 
 __version__ = "0.1.0"
 
-__all__ = ["evaluate", "generate", "run", "score", "train_ppo", "train_reward", "train_sft"]
+__all__ = [
+    "evaluate",
+    "generate",
+    "run",
+    "score",
+    "train_dpo",
+    "train_ipo",
+    "train_kto",
+    "train_orpo",
+    "train_ppo",
+    "train_reward",
+    "train_sft",
+    "train_simpo",
+]
 
 _HOME = {
     "evaluate": "tether.evaluation.compare",
     "generate": "tether.engine.generate",
     "run": "tether.pipeline",
     "score": "tether.rewards.score",
+    "train_dpo": "tether.train.preference",
+    "train_ipo": "tether.train.preference",
+    "train_kto": "tether.train.kto",
+    "train_orpo": "tether.train.preference",
     "train_ppo": "tether.train.online",
     "train_reward": "tether.train.reward",
     "train_sft": "tether.train.sft",
+    "train_simpo": "tether.train.preference",
 }
 
 

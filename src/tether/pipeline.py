@@ -34,7 +34,7 @@ RUNNERS = {
     "ipo": "tether.train.preference:train_ipo",
     "simpo": "tether.train.preference:train_simpo",
     "orpo": "tether.train.preference:train_orpo",
-    "kto": "tether.train.preference:train_kto",
+    "kto": "tether.train.kto:train_kto",
     "merge": "tether.models.adapters:merge",
     "score": "tether.rewards.score:score",
     "evaluate": "tether.evaluation.compare:evaluate",

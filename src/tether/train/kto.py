@@ -7,10 +7,9 @@ reference's log-probs of these mismatched rows are computed once like those of t
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +27,18 @@ from tether.progress import console
 from tether.records import Thumb
 from tether.rundir import StageFolder
 from tether.train import loop
-from tether.train.preference import interval_facts
+from tether.train.preference import held_out_facts
 from tether.train.reference import ROWS_AT_ONCE, reference_logprobs, sequence_logprobs
 
 
 class Example(NamedTuple):
-    """A completion that was liked or not; `row` is also its place among all examples."""
+    """A completion that was liked or not.
+
+    `row` is its place among the rows, `partner` that of its prompt with another's completion.
+    """
 
     row: int
+    partner: int | None
     desirable: bool
     weight: float
     prompt: str
@@ -61,9 +64,9 @@ def train_kto(config: KTOConfig) -> Path:
     if dropped := len(thumbs) - len(examples):
         console.print(f"{dropped} of {len(thumbs)} completions dropped: too long, or of weight 0")
     _tell_of_imbalance(config, examples)
-    every = [*rows, *mismatched(rows, examples, _limit(policy, config.max_length), config.data)]
-    known = reference_logprobs(config, config.reference, folder, policy, every)
-    tuning = Tuning(policy, every, known, config)
+    rows, examples = with_partners(rows, examples, _limit(policy, config.max_length), config.data)
+    known = reference_logprobs(config, config.reference, folder, policy, rows)
+    tuning = Tuning(policy, rows, known, config)
     keys = [example.prompt for example in examples]
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     held_out = [examples[i] for i in held]
@@ -76,7 +79,7 @@ def train_kto(config: KTOConfig) -> Path:
         lambda: tuning.evaluate(held_out),
     )
     facts = {"steps": steps, "completions": len(train), "dropped_completions": dropped}
-    facts |= interval_facts(tuning.held_out(held_out), [keys[i] for i in held], "completions")
+    facts |= held_out_facts(tuning.held_out(held_out), [keys[i] for i in held], "completions")
     provenance = {"made_by": "tether kto", "model": config.model, "data": config.data}
     folder.write_model(lambda path: save(policy, path, provenance))
     return folder.finish(**facts)
@@ -99,7 +102,7 @@ def tokenize(
     for thumb in thumbs:
         encoded = encode(policy.tokenizer, thumb.prompt, thumb.completion)
         if len(encoded.ids) <= limit and thumb.weight > 0:
-            examples.append(Example(len(rows), thumb.label, thumb.weight, str(thumb.prompt)))
+            examples.append(Example(len(rows), None, thumb.label, thumb.weight, str(thumb.prompt)))
             rows.append(Row(encoded.ids, encoded.num_prompt))
     if not examples:
         raise DataError(
@@ -116,32 +119,33 @@ def tokenize(
     return rows, examples
 
 
-def mismatched(
+def with_partners(
     rows: list[Row], examples: list[Example], limit: int, where: str
-) -> list[Row]:
-    """Of each example, its prompt with the completion of its partner.
+) -> tuple[list[Row], list[Example]]:
+    """The same with a mismatched row behind them for each example: its prompt, another completion.
 
-    The partner is the first example after it, and after the last the first again, that has another
-    prompt and whose completion fits.
+    That completion is of the first example after it (after the last comes the first again) that
+    has another prompt and fits into `limit` tokens. An example that none fits gets no partner.
 
     Raises:
-        DataError: An example has no partner.
+        DataError: There is one prompt only.
     """
-    found: list[Row] = []
-    for example in examples:
-        row = rows[example.row]
-        for other in (*examples[example.row + 1 :], *examples[: example.row]):
-            ids = row.ids[: row.num_prompt] + rows[other.row].ids[rows[other.row].num_prompt :]
-            if other.prompt != example.prompt and len(ids) <= limit:
-                found.append(Row(ids, row.num_prompt))
+    num, rows, paired = len(examples), list(rows), list[Example]()
+    if len({example.prompt for example in examples}) == 1:
+        raise DataError(
+            f"{where}: all {num} completions are of one prompt; KTO measures its KL on "
+            "completions of other prompts: give two or more"
+        )
+    for i, example in enumerate(examples):
+        row, partner = rows[example.row], None
+        for other in (examples[(i + step) % num] for step in range(1, num)):
+            completion = rows[other.row].ids[rows[other.row].num_prompt :]
+            if other.prompt != example.prompt and row.num_prompt + len(completion) <= limit:
+                partner = len(rows)
+                rows.append(Row(row.ids[: row.num_prompt] + completion, row.num_prompt))
                 break
-        else:
-            raise DataError(
-                f"{where}: no completion of another prompt fits behind a prompt of "
-                f"{row.num_prompt} tokens; KTO's KL needs one: give two prompts or more, or "
-                f"raise max_length={limit}"
-            )
-    return found
+        paired.append(example._replace(partner=partner))
+    return rows, paired
 
 
 def _limit(policy: LanguageModel, max_length: int) -> int:
@@ -158,3 +162,102 @@ def _tell_of_imbalance(config: KTOConfig, examples: list[Example]) -> None:
             f"undesirable_weight they count as {up:g} against {down:g}; weights that make these "
             "about equal train both"
         )
+
+
+# --- the loss of a batch --------------------------------------------------------------------------
+
+
+@dataclass
+class Tuning:
+    """A policy, the rows it learns from, and their log-probs under the reference."""
+
+    policy: LanguageModel
+    rows: list[Row]
+    reference: Float[Tensor, " R"]
+    config: KTOConfig
+
+    def backward(self, examples: list[Example]) -> dict[str, float]:
+        """Accumulate the gradient of an optimizer batch; returns what to log of it."""
+        kl = self.kl(examples)
+        num = sum(example.weight for example in examples)
+        lengths = [len(self.rows[example.row].ids) for example in examples]
+        parts: list[Tensor] = []
+        for chosen in buckets(lengths, self.config.device_batch_size):
+            part = [examples[i] for i in chosen]
+            logprobs, known, desirable = self.score(part)
+            weight = torch.tensor([each.weight for each in part], device=logprobs.device)
+            found = self.loss(logprobs, known, desirable, kl, weight=weight, num_examples=num)
+            found.loss.backward()
+            logprobs = weight * logprobs.detach() / num
+            sides = logprobs[desirable].sum(), logprobs[~desirable].sum()
+            parts.append(torch.stack([*found, *sides]).detach())
+        tokens = sum(self.rows[example.row].num_completion for example in examples)
+        return {**figures(torch.stack(parts).sum(0)), "kl": kl, "tokens": tokens}
+
+    @torch.no_grad()
+    def kl(self, examples: list[Example]) -> float:
+        """KL(policy ‖ reference) in nats per completion, estimated on the mismatched rows."""
+        partners = [example.partner for example in examples if example.partner is not None]
+        lengths = [len(self.rows[i].ids) for i in partners]
+        total = 0.0
+        for chosen in buckets(lengths, self.config.device_batch_size or ROWS_AT_ONCE):
+            places = [partners[i] for i in chosen]
+            logprobs = sequence_logprobs(self.policy, [self.rows[i] for i in places])
+            total += float((logprobs.cpu() - self.reference[places]).double().sum())
+        return max(total / len(partners), 0.0) if partners else 0.0
+
+    def score(
+        self, examples: list[Example]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Bool[Tensor, " N"]]:
+        """Log-probs (nats) of completions, the same under the reference, True where liked."""
+        places = [example.row for example in examples]
+        logprobs = sequence_logprobs(self.policy, [self.rows[i] for i in places])
+        desirable = torch.tensor([each.desirable for each in examples], device=logprobs.device)
+        return logprobs, self.reference[places].to(logprobs.device), desirable
+
+    def loss(
+        self, policy: Tensor, known: Tensor, desirable: Tensor, kl: float, **weights: Any
+    ) -> direct_losses.KTOLoss:
+        """`direct_losses.kto` with this run's settings."""
+        config = self.config
+        return direct_losses.kto(
+            policy,
+            known,
+            desirable,
+            kl,
+            beta=config.beta,
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+            **weights,
+        )
+
+    @torch.no_grad()
+    def held_out(self, examples: list[Example]) -> dict[str, list[float]]:
+        """Loss and accuracy of each example by itself, whatever its weight."""
+        found: dict[str, list[float]] = {"loss": [], "accuracy": []}
+        kl = self.kl(examples)
+        for start in range(0, len(examples), ROWS_AT_ONCE):
+            scored = [each.split(1) for each in self.score(examples[start : start + ROWS_AT_ONCE])]
+            for logprob, known, desirable in zip(*scored, strict=True):
+                loss, accuracy, *_ = self.loss(logprob, known, desirable, kl)
+                found["loss"].append(float(loss))
+                found["accuracy"].append(float(accuracy))
+        return found
+
+    def evaluate(self, examples: list[Example]) -> dict[str, float]:
+        """Means on held-out examples."""
+        found = self.held_out(examples)
+        return {f"held_out_{name}": float(np.mean(each)) for name, each in found.items() if each}
+
+
+def figures(sums: Float[Tensor, " 7"]) -> dict[str, float]:
+    """What to log of a batch; a mean over completions that it has none of is NaN.
+
+    Args:
+        sums: The fields of a `KTOLoss`, log-probs of the liked and of the others over N.
+    """
+    loss, accuracy, liked, *rest = sums.tolist()
+    names = ("desirable_reward", "undesirable_reward", "desirable_logprob", "undesirable_logprob")
+    shares = [liked, 1 - liked] * 2
+    means = [x / part if part > 1e-6 else math.nan for x, part in zip(rest, shares, strict=True)]
+    return {"loss": loss, "accuracy": accuracy, **dict(zip(names, means, strict=True))}

@@ -172,7 +172,7 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
         lambda: tuning.evaluate(held_pairs),
     )
     facts = {"steps": steps, "pairs": len(train), "dropped_pairs": dropped}
-    facts |= held_out_facts(tuning.held_out(held_pairs), held_prompts)
+    facts |= held_out_facts(tuning.held_out(held_pairs), held_prompts, "pairs")
     provenance = {"made_by": f"tether {kind}", "model": config.model, "data": config.data}
     folder.write_model(lambda path: save(policy, path, provenance))
     return folder.finish(**facts)
@@ -339,9 +339,11 @@ def figures(scored: Scored, found: PreferenceLoss, totals: Totals) -> dict[str, 
         return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True))
 
 
-def held_out_facts(found: dict[str, list[float]], prompts: list[str]) -> dict[str, object]:
-    """Final figures on held-out pairs with their intervals over prompts."""
-    facts: dict[str, object] = {"held_out_pairs": len(prompts)}
+def held_out_facts(
+    found: dict[str, list[float]], prompts: list[str], what: str
+) -> dict[str, object]:
+    """Final figures on held-out pairs, or what else, with their intervals over prompts."""
+    facts: dict[str, object] = {f"held_out_{what}": len(prompts)}
     if not prompts:
         return facts
     told: list[str] = []
@@ -351,6 +353,6 @@ def held_out_facts(found: dict[str, list[float]], prompts: list[str]) -> dict[st
         ends = interval._asdict().items()  # one prompt has no interval, and JSON no NaN
         facts[f"held_out_{name}"] = {k: end if math.isfinite(end) else None for k, end in ends}
     console.print(
-        f"held out: {', '.join(told)} on {len(prompts)} pairs of {len(set(prompts))} prompts"
+        f"held out: {', '.join(told)} on {len(prompts)} {what} of {len(set(prompts))} prompts"
     )
     return facts
