@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.tiny import save_tiny
-from tether.config import OnlineConfig, PPOConfig, RewardModelConfig, SFTConfig
+from tether.config import (
+    OnlineConfig,
+    PPOConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 from tether.models.language_model import load
 from tether.models.scalar_head import value_model_from_backbone
 from tether.records import write_jsonl
@@ -113,6 +119,38 @@ def reward(tmp_path: Path, model: str | Path, rows: list[dict], **changes) -> Re
         **changes,
     }
     return RewardModelConfig(**settings)
+
+
+# Pairs of unequal lengths; two prompts have more than one.
+PAIRS = [
+    {"prompt": "the cat ", "chosen": "sees the small kind dog", "rejected": "no"},
+    {"prompt": "who likes the big red dog ", "chosen": "a bird", "rejected": "it fears the cat"},
+    {"prompt": "the cat ", "chosen": "helps", "rejected": "sees the small kind dog"},
+    {"prompt": "why ", "chosen": "please tell me about it", "rejected": "sorry no"},
+    {"prompt": "a ", "chosen": "dog fears a bird", "rejected": "dog dog dog dog dog dog"},
+    {"prompt": "why ", "chosen": "thanks", "rejected": "please tell me about it"},
+]
+
+
+def preference(
+    tmp_path: Path,
+    model: str | Path,
+    kind: type[PreferenceConfig],
+    rows: list[dict] = PAIRS,
+    **changes,
+) -> Any:
+    """Settings of one optimizer step of a preference method, `kind`, on all of `rows`."""
+    settings = {
+        "model": str(model),
+        "data": write_rows(tmp_path / "preferences.jsonl", rows),
+        "out": str(tmp_path / "tuned"),
+        "batch_size": len(rows),
+        "held_out": 0.0,
+        "max_steps": 1,
+        "optimizer": OptimizerConfig(learning_rate=1e-3),
+        **changes,
+    }
+    return kind(**settings)
 
 
 def ppo(tmp_path: Path, model: str | Path, **changes) -> PPOConfig:
