@@ -12,12 +12,15 @@ from tests.tiny import save_encoder
 from tests.train import toys
 from tests.train.toys import KINDS
 from tether.cli import main
+from tether.config import DPOConfig, KTOConfig
 from tether.pipeline import run
 from tether.rundir import StageFolder
+from tether.train.kto import train_kto
+from tether.train.preference import train_dpo
 from tether.train.reward import train_reward
 from tether.train.sft import train_sft
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "ppo", "dpo")
 RANKINGS = [
     {"prompt": prompt["prompt"], "completions": ["a kind dog", "no", "it helps"], "ranks": ranks}
     for prompt, ranks in zip(toys.PROMPTS, [[1, 2, 3], [2, 3, 1]] * 4, strict=True)
@@ -65,6 +68,19 @@ kl = {{beta = 0.1, target = 0.5, horizon = 60}}
 sampling = {{max_new_tokens = 8}}
 optimizer = {{learning_rate = 1e-3}}
 value = {{learning_rate = 1e-3}}
+
+[[stage]]
+kind = "dpo"
+model = "stage:ppo"
+reference = "stage:sft"
+data = "{folder}/rankings.jsonl"
+batch_size = 12
+device_batch_size = 4
+max_steps = 10
+checkpoint_every = 4
+evaluate_every = 3
+held_out = 0.25
+optimizer = {{learning_rate = 1e-3}}
 """
 
 
@@ -139,7 +155,7 @@ def test_killed_in_every_stage_it_ends_in_the_same_bits(recipe):
     for stage in STAGES:
         assert_equal(whole / stage, killed / stage)
     steps = [len(toys.metrics(killed / stage)) for stage in STAGES]
-    assert steps == [30, 30, 20]  # reward: 6 prompts · 60 epochs / 12
+    assert steps == [30, 30, 20, 10]  # reward: 6 prompts · 60 epochs / 12
     assert len({row["beta"] for row in toys.metrics(killed / "ppo")}) == 20
 
 
@@ -161,7 +177,7 @@ def interrupted_after(step, monkeypatch, train, config):
     monkeypatch.setattr(StageFolder, "log", log)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
 @KINDS
 def test_resumed_training_equals_uninterrupted_training(tmp_path, kind, stage, monkeypatch):
     path = toys.save(tmp_path, kind)
@@ -170,9 +186,14 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path, kind, stage, m
     def settings(out):
         if stage == "sft":
             return toys.sft(tmp_path, path, out=str(tmp_path / out), max_steps=6, **changes)
-        return toys.reward(tmp_path, path, RANKINGS, out=str(tmp_path / out), epochs=4.0, **changes)
+        if stage == "reward":
+            folder = str(tmp_path / out)
+            return toys.reward(tmp_path, path, RANKINGS, out=folder, epochs=4.0, **changes)
+        kind, more = {"dpo": (DPOConfig, {"nll": 0.1}), "kto": (KTOConfig, {})}[stage]
+        more = {"out": str(tmp_path / out), "max_steps": 6, **more, **changes}
+        return toys.preference(tmp_path, path, kind, **more)
 
-    train = {"sft": train_sft, "reward": train_reward}[stage]
+    train = {"sft": train_sft, "reward": train_reward, "dpo": train_dpo, "kto": train_kto}[stage]
     whole = train(settings("whole"))
     config = settings("resumed")
     interrupted_after(5, monkeypatch, train, config)

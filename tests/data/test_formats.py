@@ -14,6 +14,7 @@ from tether.records import (
     PreferencePair,
     Prompt,
     Ranking,
+    Thumb,
     to_dict,
     write_jsonl,
 )
@@ -315,3 +316,26 @@ def test_a_pair_is_one_of_each(tmp_path):
         ("c", True, 0.5),
         ("c", False, 1.5),
     ]
+
+
+def test_thumbs_in_our_shape(file):
+    thumb = Thumb(prompt="Hi", completion="Hello!", label=False, weight=2.0, labeler="kim")
+    assert read_thumbs(file(to_dict(thumb))) == [thumb]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [SYSTEM, USER, GOOD], "label": True},
+        {
+            "conversations": [
+                {"from": "system", "value": "Be kind."},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello!"},
+            ],
+            "label": True,
+        },
+    ],
+)
+def test_a_conversation_with_a_label(file, row):
+    assert read_thumbs(file(row)) == [Thumb(prompt=[SYSTEM, USER], completion=[GOOD], label=True)]

@@ -108,7 +108,7 @@ def _held(file: Path, key: str) -> Float[Tensor, " R"] | None:
     try:
         with safe_open(file, "pt") as tensors:
             same = (tensors.metadata() or {}).get("key") == key
-            return tensors.get_tensor("logprobs") if same else None
+            return tensors.get_tensor("logprobs").clone() if same else None
     except (FileNotFoundError, SafetensorError):
         return None
 
