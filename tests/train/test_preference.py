@@ -181,7 +181,7 @@ def test_device_batches_change_nothing(tmp_path, kind, method):
     for size in DEVICE_BATCHES:
         changes |= {"device_batch_size": size, "out": str(tmp_path / str(size))}
         [row] = tune(tmp_path, method, path, LABELED, **changes)
-        found.append((row, toys.weights(changes["out"])))
+        found.append((row, toys.weights(tmp_path / str(size))))
     for row, weights in found:
         for name, value in found[-1][0].items():
             assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name

@@ -101,7 +101,7 @@ def test_what_is_of_something_else_is_computed_again(tmp_path, computed, monkeyp
     first = held(tmp_path / "tuned")
     if change in ("policy", "reference"):
         model = load(other if named else path, ComputeConfig())
-        model.model.get_output_embeddings().weight *= 0.5
+        next(model.model.parameters()).mul_(0.5)
         model.model.save_pretrained(other if named else path)
     if change == "data":
         named["rows"] = [*PAIRS[:-1], {**PAIRS[-1], "chosen": "thanks thanks"}]
