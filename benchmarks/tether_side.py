@@ -10,7 +10,7 @@ import transformers
 from gate import Gate, read_job, read_jsonl
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tether.config import PPOConfig, RewardModelConfig, SFTConfig
+from tether.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from tether.data.batches import step_indices
 from tether.engine.decode import generate_tokens
 from tether.models.language_model import load
@@ -22,6 +22,7 @@ from tether.sections import (
     ValueConfig,
 )
 from tether.train import loop, online
+from tether.train.preference import train_dpo
 from tether.train.reward import train_reward
 from tether.train.sft import train_sft
 
@@ -78,15 +79,27 @@ def sft(gate: Gate, job: dict[str, Any]) -> None:
 
 def reward(gate: Gate, job: dict[str, Any]) -> None:
     """An iteration is some optimizer steps on preference pairs."""
+    data = gate_pairs(gate, job)
+    train_reward(
+        RewardModelConfig(model=str(Path(job["world"]) / "reward"), **fit_settings(job, data))
+    )
+
+
+def dpo(gate: Gate, job: dict[str, Any]) -> None:
+    """An iteration is some optimizer steps on preference pairs, with the policy as reference."""
+    data = gate_pairs(gate, job)
+    train_dpo(DPOConfig(model=str(Path(job["world"]) / "policy"), **fit_settings(job, data)))
+
+
+def gate_pairs(gate: Gate, job: dict[str, Any]) -> Path:
+    """Hold training on preference pairs before its steps; returns their file."""
     data = Path(job["world"]) / "pairs.jsonl"
     lengths = [
         num_tokens(row["prompt"], row["chosen"]) + num_tokens(row["prompt"], row["rejected"])
         for row in read_jsonl(data)
     ]
     gate_steps(gate, lengths, job["steps"], rows_an_example=2)
-    train_reward(
-        RewardModelConfig(model=str(Path(job["world"]) / "reward"), **fit_settings(job, data))
-    )
+    return data
 
 
 def gate_steps(gate: Gate, lengths: Sequence[int], steps: int, rows_an_example: int) -> None:
@@ -105,7 +118,7 @@ def gate_steps(gate: Gate, lengths: Sequence[int], steps: int, rows_an_example: 
 
 
 def fit_settings(job: dict[str, Any], data: Path) -> dict[str, Any]:
-    """What SFT and the reward model share: no evaluation, no checkpoints, no end."""
+    """What SFT, the reward model and DPO share: no evaluation, no checkpoints, no end."""
     return {
         "out": job["out"],
         "data": str(data),
@@ -147,7 +160,7 @@ def main() -> None:
     gate, job = Gate(), read_job()
     register_optimizer_step_post_hook(lambda *_: gate.count(steps=1))
     gate.ready(torch=torch.__version__, transformers=transformers.__version__)
-    tasks = {"ppo": ppo, "sft": sft, "reward": reward, "generate": generate}
+    tasks = {"ppo": ppo, "sft": sft, "reward": reward, "dpo": dpo, "generate": generate}
     tasks[job["task"]](gate, job)
 
 

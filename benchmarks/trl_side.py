@@ -2,7 +2,8 @@
 
 Variants: "fp32" computes in float32 (as "default" does in PPO), "amp" by autocast to bfloat16,
 "bf16" casts all weights to bfloat16. "-grouped" behind one of them (SFT only) puts rows of similar
-length in one batch. "default" elsewhere leaves all that to the trainer.
+length in one batch, "-precomputed" (DPO only) computes the reference's log-probs beforehand.
+"default" elsewhere leaves all that to the trainer.
 """
 
 import os
@@ -97,21 +98,39 @@ def reward(gate: Gate, job: dict[str, Any]) -> None:
     fit(gate, job, RewardTrainer, RewardConfig, model="reward", data="pairs.jsonl")
 
 
+def dpo(gate: Gate, job: dict[str, Any]) -> None:
+    """An iteration is some optimizer steps on preference pairs, with a reference."""
+    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]
+
+    fit(gate, job, DPOTrainer, DPOConfig, model="policy", data="pairs.jsonl", reference="policy")
+
+
 def fit(
-    gate: Gate, job: dict[str, Any], trainer: Any, config: Any, *, model: str, data: str
+    gate: Gate,
+    job: dict[str, Any],
+    trainer: Any,
+    config: Any,
+    *,
+    model: str,
+    data: str,
+    reference: str = "",
 ) -> None:
     """Run a trainer over a file of examples, with the faster settings where its own are slow."""
     gate.ready(**versions())
     world = Path(job["world"])
-    precision, _, grouped = job["variant"].partition("-")
+    precision, _, more = job["variant"].partition("-")
     settings: dict[str, Any] = {"bf16": precision == "amp", "gradient_checkpointing": False}
-    if grouped:
-        settings["train_sampling_strategy"] = "group_by_length"
     if precision == "default":
         settings = {}
+    if more == "grouped":
+        settings["train_sampling_strategy"] = "group_by_length"
+    if more == "precomputed":
+        settings["precompute_ref_log_probs"] = True
+    other = {"ref_model": load(world / reference, job)} if reference else {}
     tokenizer = load_tokenizer(world / model)
     running = trainer(
         model=load(world / model, job),
+        **other,
         args=config(
             per_device_train_batch_size=job["batch_size"],
             max_steps=FOREVER,
@@ -177,7 +196,7 @@ def main() -> None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     torch.set_num_threads(1)
     register_optimizer_step_post_hook(lambda *_: gate.count(steps=1))
-    tasks = {"ppo": ppo, "sft": sft, "reward": reward}
+    tasks = {"ppo": ppo, "sft": sft, "reward": reward, "dpo": dpo}
     tasks[job["task"]](gate, job)
 
 

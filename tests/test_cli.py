@@ -308,6 +308,13 @@ def test_data_check_says_what_a_file_is_good_for(tether, there):
     assert "not for reward --data: demonstrations.jsonl:1: no comparison in the fields" in out
 
 
+def test_data_check_names_the_preference_methods(tether, there):
+    (there / "pairs.jsonl").write_text('{"prompt": "why ", "chosen": "a", "rejected": "b"}\n')
+    _, out, _ = tether("data check pairs.jsonl")
+    assert "tether dpo --data     1 records" in out
+    assert "tether kto --data     2 records" in out  # one liked, one not
+
+
 def test_data_check_of_a_file_that_is_good_for_nothing(tether, there):
     (there / "bad.jsonl").write_text('{"prompt": "why "}\n{oops\n')
     code, out, err = tether("data check bad.jsonl")

@@ -16,8 +16,10 @@ from rich.text import Text
 
 from tether import pipeline
 from tether.config import (
+    FitConfig,
     GenerateConfig,
     OnlineConfig,
+    PreferenceConfig,
     RewardModelConfig,
     SFTConfig,
     SimulateConfig,
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from tether.footprint.parts import Footprint
 
 ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
-KINDS = ("sft", "reward", "generate", *ONLINE)  # the others hold little, or what these hold
+OFFLINE = ("dpo", "ipo", "simpo", "orpo", "kto")
+KINDS = ("sft", "reward", *OFFLINE, "generate", *ONLINE)  # the others hold little, or what these do
 PARTS = ("weights", "gradients", "optimizer", "KV cache", "activations", "logits")
 COMPILED = "oneDNN's compiled bfloat16 products are not counted (100 MiB in a long run of the demo)"
 HOLES = 1.25  # most that a process was seen to hold over the sum: freed memory it cannot use again
@@ -118,7 +121,7 @@ def estimates(stages: list[pipeline.Stage], process: int, aside: Path) -> list[P
         if stage.kind == "sandbox":
             make = pipeline.runner(stage.kind)
             like[str(out)] = str(make(replace(config, out=str(aside / stage.name))))
-        elif isinstance(config, SFTConfig | RewardModelConfig | OnlineConfig):
+        elif isinstance(config, FitConfig | OnlineConfig):
             like[str(out / "model")] = config.model
     return planned
 
@@ -131,8 +134,10 @@ def footprint(config: StageConfig, unfinished: dict[Path, StageConfig]) -> "Foot
         return rollout.of_generate(config, known=_is_there(config.prompts, unfinished))
     if isinstance(config, OnlineConfig):
         return rollout.of_online(config, known=_is_there(config.prompts, unfinished))
-    assert isinstance(config, SFTConfig | RewardModelConfig)
+    assert isinstance(config, SFTConfig | RewardModelConfig | PreferenceConfig)
     known = _is_there(config.data, unfinished)
+    if isinstance(config, PreferenceConfig):
+        return fit.of_preference(config, known=known)
     if isinstance(config, SFTConfig):
         return fit.of_sft(config, known=known)
     source = unfinished.get(Path(config.data).parent)

@@ -1,4 +1,4 @@
-"""Footprints of sft and reward: which batch is taken, its bytes by part, and what is assumed."""
+"""Footprints of sft, reward and preference methods: the batch taken, its bytes, what is assumed."""
 
 import sys
 
@@ -6,9 +6,9 @@ import pytest
 
 from tests import tiny
 from tests.train import toys
-from tether.config import GenerateConfig
+from tether.config import DPOConfig, GenerateConfig, KTOConfig
 from tether.data.batches import Row
-from tether.footprint.fit import Fit, of_reward, of_sft
+from tether.footprint.fit import Fit, of_preference, of_reward, of_sft
 from tether.footprint.parts import bytes_of
 from tether.records import Demonstration
 from tether.sections import SamplingConfig
@@ -178,3 +178,52 @@ def test_an_encoder_has_a_footprint(tmp_path):
     layer = 4 * (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32) + 4 * 32
     size = (len(tiny.WORDS) + 4 + 24 + 2 + 2) * 32 + 2 * layer + 32 * 33 + 33
     assert phase(found, "update")["gradients"] == 4 * size
+
+
+# --- preference methods ---------------------------------------------------------------------------
+
+
+def test_weights_gradients_and_moments_of_dpo_by_hand(tmp_path, model):
+    found = of_preference(toys.preference(tmp_path, model, DPOConfig), known=True)
+    assert [each.name for each in found.phases] == ["reference", "train", "evaluate", "update"]
+    assert phase(found, "update") == {
+        "weights": 4 * LANGUAGE_MODEL + FREQUENCIES,
+        "gradients": 4 * LANGUAGE_MODEL,
+        "optimizer": 8 * LANGUAGE_MODEL,
+    }
+    # The reference is the policy, looked at before there is an optimizer.
+    assert phase(found, "reference")["weights"] == 4 * LANGUAGE_MODEL + FREQUENCIES
+    assert phase(found, "reference")["optimizer"] == 0
+    assert found.peak.name == "train"
+
+
+def test_a_reference_of_its_own_is_gone_before_training(tmp_path, model):
+    config = toys.preference(tmp_path, model, DPOConfig, reference=toys.save(tmp_path / "other"))
+    found = of_preference(config, known=True)
+    assert phase(found, "reference")["weights"] == 2 * (4 * LANGUAGE_MODEL + FREQUENCIES)
+    assert phase(found, "train")["weights"] == 4 * LANGUAGE_MODEL + FREQUENCIES
+
+
+def test_the_logits_of_dpo_are_those_of_both_completions(tmp_path, model):
+    """Chosen 6 + 3 + 2 + 6 + 5 + 2 and rejected 2 + 5 + 6 + 3 + 7 + 6 tokens with their ends."""
+    train = phase(of_preference(toys.preference(tmp_path, model, DPOConfig), known=True), "train")
+    num, rounded = 24 + 29, 64
+    assert 4 * num * VOCABULARY <= train["logits"] <= 4 * (2 * num + rounded) * VOCABULARY
+
+
+def test_batches_of_preference_methods_by_hand(tmp_path, model):
+    settings = {"batch_size": 4, "max_steps": 0, "epochs": 2.0, "device_batch_size": 4}
+    pairs = of_preference(toys.preference(tmp_path, model, DPOConfig, **settings), known=True)
+    assert (pairs.batches.optimizer, pairs.batches.device, pairs.batches.steps) == (4, 4, 3)
+    thumbs = of_preference(toys.preference(tmp_path, model, KTOConfig, **settings), known=True)
+    assert (thumbs.batches.optimizer, thumbs.batches.device, thumbs.batches.steps) == (4, 4, 6)
+
+
+def test_preferences_yet_to_be_made_have_the_longest_rows(tmp_path, model):
+    config = toys.preference(tmp_path, model, DPOConfig, max_length=20)
+    found = of_preference(config, known=False)
+    assert found.notes == [
+        "its data is not there yet: every row is taken to have 20 tokens "
+        "(max_length, or the model's positions)"
+    ]
+    assert found.data == 0

@@ -1,22 +1,32 @@
-"""Footprints of training on a file: `sft` and `reward`.
+"""Footprints of training on a file: `sft`, `reward`, and the preference methods.
 
 The batch is the fullest of those that the run will draw, where its data is there already.
 """
 
 import math
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
-from tether.config import FitConfig, GenerateConfig, RewardModelConfig, SFTConfig
+import torch
+
+from tether.config import (
+    FitConfig,
+    GenerateConfig,
+    KTOConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 from tether.data import formats
-from tether.data.batches import Row, split_by_prompt, step_indices
-from tether.data.comparisons import Comparisons, Order, Pair, Verdict
+from tether.data.batches import Row, buckets, split_by_prompt, step_indices
+from tether.data.comparisons import Comparisons, Order, Pair, Verdict, group
 from tether.footprint.models import dry_run, language_model, reward_model
 from tether.footprint.parts import (
     BATCHES_LOOKED_AT,
     DEVICE_BATCHES,
     Batches,
     Footprint,
+    Phase,
     bytes_of,
     phases_of,
 )
@@ -24,7 +34,8 @@ from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel
 from tether.models.scalar_head import RewardModel
 from tether.records import Text
-from tether.train import reward, sft
+from tether.train import kto, preference, reward, sft
+from tether.train.reference import ROWS_AT_ONCE, sequence_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +130,7 @@ def of_reward(
         groups, notes = _comparisons(config, model, known, answers)
         counted = known or answers is not None
         share = config.held_out if counted else 0.0
-        train, held = split_by_prompt([group.key for group in groups], share, config.seed)
+        train, held = split_by_prompt([each.key for each in groups], share, config.seed)
         tokens = [sum(len(row.ids) for row in groups[i].rows) for i in train]
         fit = Fit(config, tokens, counted)
         batch = [groups[train[i]] for i in fit.fullest()]
@@ -130,7 +141,7 @@ def of_reward(
             for _, _, loss in islice(reward.losses(model, batch, config), DEVICE_BATCHES):
                 loss.backward()
         phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
-    batches = fit.batches(sum(len(group.rows) for group in batch))
+    batches = fit.batches(sum(len(each.rows) for each in batch))
     return Footprint(phases, batches, notes, bytes_of(groups) if known else 0)
 
 
@@ -142,8 +153,8 @@ def _comparisons(
         return reward.tokenize(model, reward.read(config), config)[0], []
     limit = longest_row(config, model.longest)
     if answers is None:
-        group = _group("", limit, 2, config.heads)
-        return [group] * config.batch_size, [_unseen_rows(limit)]
+        one = _group("", limit, 2, config.heads)
+        return [one] * config.batch_size, [_unseen_rows(limit)]
     groups = []
     for record in formats.read_prompts(answers.prompts):
         # A completion that was cut at the length limit is closed with an end token here.
@@ -164,6 +175,61 @@ def _group(prompt: Text, length: int, num: int, heads: int) -> Comparisons:
         rows=[Row([0] * length, 1)] * num,
         copies=(1,) * heads,
     )
+
+
+def of_preference(config: PreferenceConfig, *, known: bool) -> Footprint:
+    """DPO, IPO, SimPO, ORPO or KTO; `known` = its data is there already."""
+    with dry_run(config.model, config.compute) as (dry, place):
+        model = language_model(config.model, place, trainable=True)
+        dry.adopt(model.model)
+        limit = longest_row(config, model.max_positions)
+        side = 1 if isinstance(config, KTOConfig) else 2
+        train, held, data = [[Row([0] * limit, 1)] * side] * config.batch_size, [], 0
+        if known:
+            train, held, data = _preferences(config, model)
+        fit = Fit(config, [sum(len(row.ids) for row in rows) for rows in train], known)
+        batch = [train[i] for i in fit.fullest()]
+        longest = sorted(chain(*train, *held), key=lambda row: -len(row.ids))[:ROWS_AT_ONCE]
+        with dry.phase() as looking, torch.no_grad():
+            path = getattr(config, "reference", "none")
+            other = language_model(path, place) if path not in ("", "none") else model
+            if other is not model:
+                dry.adopt(other.model)
+            sequence_logprobs(other, longest[: config.device_batch_size or None])
+        del other
+        with dry.phase() as evaluation, torch.no_grad():
+            sequence_logprobs(model, longest)
+        num = max(config.device_batch_size // side, 1) if config.device_batch_size else 0
+        with dry.phase() as training:
+            parts = buckets([max(len(row.ids) for row in rows) for rows in batch], num)
+            for part in parts[:DEVICE_BATCHES]:
+                rows = [row for i in part for row in batch[i]]
+                sequence_logprobs(model, rows).sum().backward()  # a loss of these holds no more
+        phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
+    notes = [] if known else [_unseen_rows(limit)]
+    reference = [Phase("reference", looking)]
+    return Footprint([*reference, *phases], fit.batches(side * len(batch)), notes, data)
+
+
+def _preferences(
+    config: PreferenceConfig, model: LanguageModel
+) -> tuple[list[list[Row]], list[list[Row]], int]:
+    """The rows of each example to train on and of each held out, and their bytes.
+
+    Those of a pair are two; of a KTO example one, since its other is never trained on.
+    """
+    if isinstance(config, KTOConfig):
+        thumbs = formats.read_thumbs(config.data)
+        rows, examples = kto.tokenize(model, thumbs, config.max_length, config.data)
+        found = [[rows[example.row]] for example in examples]
+        prompts = [example.prompt for example in examples]
+    else:
+        groups = group(formats.read_comparisons(config.data))
+        groups, _ = preference.tokenize(model, groups, config.max_length, config.data)
+        rows, pairs, prompts = preference.flatten(groups)
+        found = [[rows[pair.winner], rows[pair.loser]] for pair in pairs]
+    train, held = split_by_prompt(prompts, config.held_out, config.seed)
+    return [found[i] for i in train], [found[i] for i in held], bytes_of(rows)
 
 
 def longest_row(config: FitConfig, positions: int) -> int:
