@@ -70,6 +70,11 @@ def train_kto(config: KTOConfig) -> Path:
     keys = [example.prompt for example in examples]
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     held_out = [examples[i] for i in held]
+    provenance = {"made_by": "tether kto", "model": config.model, "data": config.data}
+
+    def write(path: Path) -> None:
+        save(policy, path, provenance)
+
     steps = loop.fit(
         config,
         folder,
@@ -77,11 +82,11 @@ def train_kto(config: KTOConfig) -> Path:
         len(train),
         lambda chosen: tuning.backward([examples[train[i]] for i in chosen]),
         lambda: tuning.evaluate(held_out),
+        write,
     )
     facts = {"steps": steps, "completions": len(train), "dropped_completions": dropped}
     facts |= held_out_facts(tuning.held_out(held_out), [keys[i] for i in held], "completions")
-    provenance = {"made_by": "tether kto", "model": config.model, "data": config.data}
-    folder.write_model(lambda path: save(policy, path, provenance))
+    folder.write_model(write)
     return folder.finish(**facts)
 
 

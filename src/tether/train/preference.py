@@ -163,6 +163,11 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     tuning = Tuning(policy, rows, known, loss, config.device_batch_size, tethered)
     train, held = split_by_prompt(prompts, config.held_out, config.seed)
     held_pairs, held_prompts = [pairs[i] for i in held], [prompts[i] for i in held]
+    provenance = {"made_by": f"tether {kind}", "model": config.model, "data": config.data}
+
+    def write(path: Path) -> None:
+        save(policy, path, provenance)
+
     steps = loop.fit(
         config,
         folder,
@@ -170,11 +175,11 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
         len(train),
         lambda chosen: tuning.backward([pairs[train[i]] for i in chosen]),
         lambda: tuning.evaluate(held_pairs),
+        write,
     )
     facts = {"steps": steps, "pairs": len(train), "dropped_pairs": dropped}
     facts |= held_out_facts(tuning.held_out(held_pairs), held_prompts, "pairs")
-    provenance = {"made_by": f"tether {kind}", "model": config.model, "data": config.data}
-    folder.write_model(lambda path: save(policy, path, provenance))
+    folder.write_model(write)
     return folder.finish(**facts)
 
 
