@@ -106,8 +106,8 @@ def group(records: Sequence[Ranking | PreferencePair | Thumb]) -> list[Compariso
     """
     groups: dict[str, Comparisons] = {}
     for record in records:
-        alone = isinstance(record, Thumb) and not record.prompt
-        key = json.dumps([record.prompt, record.completion if alone else ""], sort_keys=True)
+        alone = record.completion if isinstance(record, Thumb) and not record.prompt else ""
+        key = json.dumps([record.prompt, alone], sort_keys=True)
         comparisons = groups.setdefault(key, Comparisons(record.prompt))
         if isinstance(record, PreferencePair):
             _add_pair(comparisons, record)

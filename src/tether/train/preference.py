@@ -21,6 +21,7 @@ from tether.config import DPOConfig, IPOConfig, ORPOConfig, PreferenceConfig, Si
 from tether.core import direct_losses
 from tether.core.preference_losses import PreferenceLoss
 from tether.data.batches import Row, buckets, split_by_prompt
+from tether.data.comparisons import Comparisons, Pair, group
 from tether.data.formats import read_comparisons
 from tether.errors import ConfigError, DataError
 from tether.models.chat import encode
@@ -30,7 +31,6 @@ from tether.rundir import StageFolder
 from tether.statistics import cluster_mean
 from tether.train import loop
 from tether.train.reference import ROWS_AT_ONCE, reference_logprobs, sequence_logprobs
-from tether.train.reward import Comparisons, Pair, group
 
 FALLEN = 0.1  # nats a token: a fall of the log-probs below the reference's that is told of
 
