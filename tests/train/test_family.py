@@ -25,8 +25,9 @@ from tether.rundir import StageFolder
 from tether.sections import KLConfig, OptimizerConfig, PolicyLossConfig, PtxConfig
 from tether.train import choose, online
 from tether.train.aim import aim, target_metrics
-from tether.train.choose import accumulate_pairs, extremes, sequence_logprobs
+from tether.train.choose import accumulate_pairs, extremes
 from tether.train.ptx import load_ptx
+from tether.train.reference import sequence_logprobs
 
 METHODS = {
     "grpo": (GRPOConfig, online.train_grpo, {"num": 4}),
@@ -138,7 +139,7 @@ def test_sequence_logprobs_are_sums_over_completions(tmp_path, kind):
             logits = plain(torch.tensor([row.ids])).logits[0] / 0.7
         logprobs = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(row.ids[1:])[:, None])
         expected.append(float(logprobs[row.num_prompt - 1 :].sum()))
-    found = sequence_logprobs(policy, rows, 0.7)
+    found = sequence_logprobs(policy, rows, temperature=0.7)
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 

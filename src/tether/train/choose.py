@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tether.config import BestOfNConfig, OnlineDPOConfig
 from tether.core.preference_losses import dpo
-from tether.data.batches import Row, device_batches
 from tether.data.rollout import Scored
-from tether.models.language_model import LanguageModel, completion_logprobs
+from tether.models.language_model import LanguageModel
 from tether.train import loop, sft
+from tether.train.reference import sequence_logprobs
 
 
 def improve_on_pairs(
@@ -57,7 +57,7 @@ def accumulate_pairs(
     for start in range(0, len(pairs), max(size, 1)):
         chosen, rejected = map(list, zip(*pairs[start : start + size], strict=True))
         logprobs = sequence_logprobs(
-            policy, [rows[i] for i in chosen + rejected], config.sampling.temperature
+            policy, [rows[i] for i in chosen + rejected], temperature=config.sampling.temperature
         )
         held = reference[chosen + rejected].to(logprobs.device)
         result = dpo(
@@ -105,14 +105,3 @@ def extremes(scores: Float[Tensor, " B"], num: int) -> tuple[Int[Tensor, " P"], 
     groups = scores.view(-1, num)
     starts = torch.arange(len(groups)) * num
     return starts + groups.argmax(1), starts + groups.argmin(1)
-
-
-def sequence_logprobs(
-    policy: LanguageModel, rows: list[Row], temperature: float = 1.0
-) -> Float[Tensor, " N"]:
-    """Log-prob of each row's completion (nats, summed over its tokens), in one forward pass."""
-    ((order, batch),) = device_batches(rows, 0)
-    logprobs, _ = completion_logprobs(policy, batch, temperature=temperature)
-    counts = torch.tensor([rows[i].num_completion for i in order])
-    owner = torch.tensor(order).repeat_interleave(counts).to(logprobs.device)
-    return torch.zeros(len(rows), device=logprobs.device).index_add(0, owner, logprobs)

@@ -27,13 +27,15 @@ FILE = "reference_logprobs.safetensors"
 ROWS_AT_ONCE = 64  # without gradients, where device_batch_size does not say
 
 
-def sequence_logprobs(language_model: LanguageModel, rows: list[Row]) -> Float[Tensor, " R"]:
+def sequence_logprobs(
+    language_model: LanguageModel, rows: list[Row], *, temperature: float = 1.0
+) -> Float[Tensor, " R"]:
     """Log-prob (nats) of each row's completion, summed over its tokens, in one forward pass.
 
     log π(y|x) = Σₜ log π(yₜ | x, y₁ … yₜ₋₁)
     """
     ((order, batch),) = device_batches(rows, 0)
-    logprobs, _ = completion_logprobs(language_model, batch)
+    logprobs, _ = completion_logprobs(language_model, batch, temperature=temperature)
     parts = logprobs.split([rows[i].num_completion for i in order])
     places = torch.tensor(order).argsort()
     return torch.stack([part.sum() for part in parts])[places.to(logprobs.device)]
