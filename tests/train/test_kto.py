@@ -213,7 +213,7 @@ def test_nothing_left_to_learn_is_refused(tmp_path):
     ("row", "told"),
     [
         ({"prompt": "why ", "completion": "no"}, "no liked or disliked completion in the fields"),
-        ({"prompt": "why ", "completion": "no", "label": 1}, "label=1 must be true or false"),
+        ({"prompt": "why ", "completion": "no", "label": 2}, "label=2 must be true or false"),
     ],
 )
 def test_bad_rows_are_told_with_their_line(tmp_path, row, told):
