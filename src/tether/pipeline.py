@@ -35,7 +35,7 @@ RUNNERS = {
     "simpo": "tether.train.preference:train_simpo",
     "orpo": "tether.train.preference:train_orpo",
     "kto": "tether.train.kto:train_kto",
-    "merge": "tether.models.adapters:merge",
+    "merge": "tether.models.merge:merge",
     "score": "tether.rewards.score:score",
     "evaluate": "tether.evaluation.compare:evaluate",
 }

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.tiny import CHAT_TEMPLATE, save_tiny, word_tokenizer
 
 from tether.config import GenerateConfig
@@ -11,9 +12,9 @@ from tether.engine.generate import generate
 from tether.engine.sampling import GENERATION
 from tether.errors import ConfigError, DataError, ModelError
 from tether.models.chat import encode_prompt
-from tether.models.language_model import load
-from tether.records import read_jsonl
-from tether.sections import ComputeConfig, SamplingConfig
+from tether.models.language_model import load, save
+from tether.records import read_jsonl, write_jsonl
+from tether.sections import ComputeConfig, LoraConfig, SamplingConfig
 
 CPU = ComputeConfig(device="cpu")
 ASKED = [
@@ -134,3 +135,58 @@ def test_a_missing_model_or_file_writes_nothing(config, tmp_path):
     with pytest.raises(DataError, match="missing"):
         generate(dataclasses.replace(config, prompts=missing))
     assert not (tmp_path / "out").exists()
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+def adapter_of(base, folder, seed):
+    """An adapter that changes a good deal."""
+    policy = load(str(base), ComputeConfig(), trainable=True, lora=LoraConfig(rank=2))
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.own_parameters:
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
+    save(policy, folder, {})
+    return str(folder)
+
+
+def test_one_base_answers_with_several_adapters(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    prompts = tmp_path / "prompts.jsonl"
+    write_jsonl(prompts, [{"prompt": "the cat "}, {"prompt": "who "}])
+    one, two = (adapter_of(base, tmp_path / name, n) for n, name in enumerate(("one", "two")))
+
+    def rows(out, model, *adapters):
+        config = GenerateConfig(
+            model=str(model),
+            prompts=str(prompts),
+            adapters=adapters,
+            num=3,
+            out=str(tmp_path / out),
+            sampling=SamplingConfig(max_new_tokens=8),
+        )
+        return [row for _, row in read_jsonl(generate(config) / "completions.jsonl")]
+
+    both = rows("both", base, one, two)
+    assert [(row["prompt"], row["model"]) for row in both] == [
+        ("the cat ", one),
+        ("who ", one),
+        ("the cat ", two),
+        ("who ", two),
+    ]
+    # Each answers as it does alone, loaded as a model.
+    assert both == [*rows("one-alone", one), *rows("two-alone", two)]
+    assert both[0]["completions"] != both[2]["completions"]
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    base, other = save_tiny(tmp_path / "base"), save_tiny(tmp_path / "other", seed=4)
+    prompts = tmp_path / "prompts.jsonl"
+    write_jsonl(prompts, [{"prompt": "the cat "}])
+    for path in (adapter_of(other, tmp_path / "adapter", 0), str(other)):
+        config = GenerateConfig(
+            model=str(base), prompts=str(prompts), adapters=(path,), out=str(tmp_path / "out")
+        )
+        with pytest.raises(ConfigError, match="is no adapter of model="):
+            generate(config)

@@ -17,6 +17,7 @@ from tether.footprint.rollout import of_generate, of_online
 from tether.sections import (
     ComputeConfig,
     KLConfig,
+    LoraConfig,
     RewardConfig,
     SamplingConfig,
     ValueConfig,
@@ -140,6 +141,22 @@ def test_reward_models_stand_beside_the_value_model_that_starts_as_one(tmp_path,
     weights = phase(found, "train")["weights"]
     assert weights == 2 * (4 * LANGUAGE_MODEL + 64) + 2 * scalar + 4 * 33
     assert found.notes == []
+
+
+def test_adapters_stand_on_one_backbone(tmp_path, model):
+    """Rank 4 on q, k, v, o, gate, up, down: 4·(64 + 48 + 48 + 64 + 80 + 80 + 80) in two layers."""
+    adapter = 2 * 4 * 464
+    reward = (RewardConfig(path=model),)  # an adapter that is yet to be trained
+    config = toys.ppo(tmp_path, model, rewards=reward, lora=LoraConfig(rank=4))
+    update = phase(of_online(config, known=True), "update")
+    trained = 2 * adapter + 33  # policy, value, and the value's head
+    assert update["gradients"] == 4 * trained
+    assert update["optimizer"] == 8 * trained
+    frozen = adapter + 32  # the reward's, with its head
+    assert update["weights"] == 4 * (LANGUAGE_MODEL + trained + frozen) + 64
+    without = toys.ppo(tmp_path, model, lora=LoraConfig(rank=4))
+    weights = phase(of_online(without, known=True), "update")["weights"]
+    assert weights == 4 * (LANGUAGE_MODEL + trained) + 64
 
 
 def test_smaller_batches_hold_less(tmp_path, model):

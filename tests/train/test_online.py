@@ -247,8 +247,8 @@ def test_a_start_that_is_not_the_reference_is_caught(tmp_path, monkeypatch):
     path, other = toys.save(tmp_path), toys.save(tmp_path / "other", seed=1)
     load = loading.load
 
-    def mistaken(name, compute, *, trainable=False):
-        return load(name if trainable else other, compute, trainable=trainable)
+    def mistaken(name, compute, *, trainable=False, **settings):
+        return load(name if trainable else other, compute, trainable=trainable, **settings)
 
     monkeypatch.setattr(loading, "load", mistaken)
     with pytest.raises(CheckError, match="the reference is not the frozen start"):
@@ -259,8 +259,8 @@ def test_a_start_that_is_not_the_reference_is_caught(tmp_path, monkeypatch):
 def test_dropout_that_survives_loading_is_caught(tmp_path, monkeypatch):
     load = loading.load
 
-    def careless(name, compute, *, trainable=False):
-        language_model = load(name, compute, trainable=trainable)
+    def careless(name, compute, **settings):
+        language_model = load(name, compute, **settings)
         language_model.model.transformer.drop.p = 0.1
         return language_model
 

@@ -12,7 +12,9 @@ from tether.engine.decoders import Decoder, decoder_for
 from tether.engine.sampling import sample, uniforms
 from tether.errors import ConfigError
 from tether.kernels import head
+from tether.models.adapters import using
 from tether.models.language_model import LanguageModel
+from tether.models.place import at_work
 from tether.sections import SamplingConfig
 
 REFILL_SHARE = 0.1  # waiting prompts are read once this share of the slots is free
@@ -93,19 +95,22 @@ def generate_tokens(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i], i))
     slots = min(len(prompts), sampling.batch_size)
     room = len(prompts[order[0]]) + sampling.max_new_tokens
-    loop = _Loop(language_model, decoder_for(language_model, slots, room), sampling, seed, step)
-    waiting, free = deque(order), deque(range(slots))
-    while waiting or len(loop.row):
-        enough = len(free) >= max(REFILL_SHARE * slots, 1) and loop.decoder.refills
-        if waiting and (enough or not len(loop.row)):
-            count = min(len(free), len(waiting))
-            rows = [waiting.popleft() for _ in range(count)]
-            ended = loop.admit(rows, [free.popleft() for _ in rows], prompts)
-        else:
-            ended = loop.advance()
-        free.extend(ended)
-        if ended:
-            on_rows(len(ended))
+    model, place = language_model.model, language_model.place
+    with at_work(model, place), using(model, language_model.adapter):
+        decoder = decoder_for(language_model, slots, room)
+        loop = _Loop(language_model, decoder, sampling, seed, step)
+        waiting, free = deque(order), deque(range(slots))
+        while waiting or len(loop.row):
+            enough = len(free) >= max(REFILL_SHARE * slots, 1) and loop.decoder.refills
+            if waiting and (enough or not len(loop.row)):
+                count = min(len(free), len(waiting))
+                rows = [waiting.popleft() for _ in range(count)]
+                ended = loop.admit(rows, [free.popleft() for _ in rows], prompts)
+            else:
+                ended = loop.advance()
+            free.extend(ended)
+            if ended:
+                on_rows(len(ended))
     return [loop.results[i] for i in range(len(prompts))]
 
 

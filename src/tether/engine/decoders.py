@@ -43,7 +43,7 @@ class Decoder(Protocol):
 
 def decoder_for(language_model: LanguageModel, slots: int, room: int) -> Decoder:
     """The fastest decoder that serves a model, with `slots` places of `room` tokens."""
-    lean = llama.lean(language_model.model)
+    lean = llama.lean(language_model.model, language_model.adapter)
     if lean and room <= lean.window:
         return LlamaDecoder(language_model, lean, slots, room)
     if slots_serve(language_model.model, room):
@@ -61,7 +61,7 @@ class LlamaDecoder:
     ) -> None:
         device, dtype = language_model.place.device, language_model.place.dtype
         self.llama, self.device = lean, device
-        self.layers = llama.decode_layers(lean, dtype)
+        self.layers = llama.decode_layers(lean, dtype, language_model.adapter)
         self.rotary = lean.rotary_to(room)
         self.caches = [Cache.empty(slots, room, lean.heads, dtype, device) for _ in self.layers]
         self.graphed = None
@@ -99,7 +99,7 @@ class LlamaDecoder:
 
         offsets = torch.nn.functional.pad(ends, (1, 0))
         sequences = llama.Sequences(ids, offsets, ends - 1)
-        return llama.hidden_states(self.llama, sequences, self.layers, keep)
+        return llama.hidden_states(self.llama, sequences, self.layers.__getitem__, keep)
 
     def step(self, token: Tensor, slot: Tensor, position: Tensor) -> Tensor:
         """One token a slot through all layers."""

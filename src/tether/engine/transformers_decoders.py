@@ -14,6 +14,7 @@ from transformers.cache_utils import (
 )
 
 from tether.data.batches import Row, pad
+from tether.models.adapters import using
 from tether.models.language_model import LanguageModel
 
 
@@ -182,9 +183,11 @@ def run(
     mask: Tensor | None,
 ) -> Float[Tensor, "B S D"]:
     """Last hidden states of new tokens, with what came before in the cache."""
-    device = language_model.place.device
-    with language_model.place.autocast():
-        return language_model.model.base_model(
+    model, device = language_model.model, language_model.place.device
+    if language_model.place.checkpointing:
+        model.eval()  # where it trains, transformers' checkpoints drop the cache
+    with language_model.place.autocast(), using(model, language_model.adapter):
+        return model.base_model(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
             attention_mask=None if mask is None else mask.to(device),

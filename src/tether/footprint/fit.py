@@ -81,7 +81,7 @@ class Fit:
 def of_sft(config: SFTConfig, *, known: bool) -> Footprint:
     """Supervised fine-tuning; `known` = its data is there already."""
     with dry_run(config.model, config.compute) as (dry, place):
-        model = language_model(config.model, place, trainable=True)
+        model = language_model(config.model, place, trainable=True, lora=config.lora)
         dry.adopt(model.model)
         limit = longest_row(config, model.max_positions)
         train, held, data = [(Row([0] * limit, 1), 1.0)] * config.batch_size, [], 0
@@ -125,7 +125,9 @@ def of_reward(
         answers: If it is not: the stage whose completions are to be ranked.
     """
     with dry_run(config.model, config.compute) as (dry, place):
-        model = reward_model(config.model, place, trainable=True, heads=config.heads)
+        model = reward_model(
+            config.model, place, trainable=True, lora=config.lora, heads=config.heads
+        )
         dry.adopt(model.model)
         groups, notes = _comparisons(config, model, known, answers)
         counted = known or answers is not None

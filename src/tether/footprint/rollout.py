@@ -22,7 +22,7 @@ from tether.data.batches import Row, buckets, lengths_mask, step_indices
 from tether.data.rollout import Rollout, Scored
 from tether.engine.decode import check_lengths, generate_tokens
 from tether.footprint.dry_run import DryRun
-from tether.footprint.models import dry_run, language_model, reward_model
+from tether.footprint.models import dry_run, language_model, reward_beside, reward_model
 from tether.footprint.parts import (
     BATCHES_LOOKED_AT,
     DEVICE_BATCHES,
@@ -33,6 +33,7 @@ from tether.footprint.parts import (
     phases_of,
 )
 from tether.functions import is_function
+from tether.models import adapters
 from tether.models.chat import encode_prompt
 from tether.models.language_model import Device, LanguageModel
 from tether.models.scalar_head import (
@@ -192,14 +193,15 @@ class Roles:
 
     @classmethod
     def load(cls, config: OnlineConfig, place: Device) -> "Roles":
-        """Each role a model of its own, as in a run."""
-        policy = language_model(config.model, place, trainable=True)
-        reference = None
-        if needs_reference(config):
-            reference = language_model(config.reference or config.model, place)
+        """Each role a model of its own or an adapter on the policy's backbone, as in a run."""
+        policy = language_model(config.model, place, trainable=True, lora=config.lora)
+        reference = _reference(config, policy) if needs_reference(config) else None
         every = [path for each in config.rewards for path in (each.path, *each.members)]
         paths = [path for path in every if not is_function(path)]
-        rewards = [reward_model(path, place) for path in paths]
+        rewards = [
+            reward_beside(policy, path, config.lora, "reward") or reward_model(path, place)
+            for path in paths
+        ]
         value = _value(config, policy, paths) if isinstance(config, PPOConfig) else None
         return cls(policy, reference, rewards, value)
 
@@ -207,8 +209,9 @@ class Roles:
     def models(self) -> list[nn.Module]:
         """Everything that has weights."""
         others = [self.reference, *self.rewards, self.value]
-        heads = [self.value.head] if self.value else []
-        return [self.policy.model, *heads, *(each.model for each in others if each)]
+        heads = [each.head for each in (*self.rewards, self.value) if each]
+        models = {id(each.model): each.model for each in (self.policy, *others) if each}
+        return [*models.values(), *heads]
 
     @torch.no_grad()
     def reward(self, config: OnlineConfig, prompts: list[list[int]]) -> None:
@@ -241,10 +244,26 @@ def _rows(config: OnlineConfig, prompts: list[list[int]]) -> list[Row]:
     return [Row(ids + [0] * config.sampling.max_new_tokens, len(ids)) for ids in prompts]
 
 
+def _reference(config: OnlineConfig, policy: LanguageModel) -> LanguageModel:
+    path = config.reference or config.model
+    if not (policy.adapter and adapters.on(policy.model, path)):
+        return language_model(path, policy.place)
+    name = "reference" if adapters.is_adapter(path) else ""
+    if name:
+        adapters.attach_from(policy.model, name, path, trainable=False)
+    return replace(policy, adapter=name)
+
+
 def _value(config: PPOConfig, policy: LanguageModel, rewards: list[str]) -> ScalarModel:
     if config.value.shared:
-        return value_model_from_backbone(policy.model, policy.place)
+        return value_model_from_backbone(policy.model, policy.place, policy.adapter)
     path = config.value.init or next(iter(rewards), "")
+    if policy.adapter:
+        start = reward_beside(policy, path, config.lora, "value") if path else None
+        if start is None:
+            adapters.attach(policy.model, "value", config.lora, seed=0)
+            return value_model_from_backbone(policy.model, policy.place, "value")
+        return value_model_from_reward(start)
     if path:
         start = reward_model(path, policy.place, trainable=True)
         same = policy.tokenizer.get_vocab().items() <= start.tokenizer.get_vocab().items()

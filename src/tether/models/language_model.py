@@ -5,11 +5,10 @@ and positions. (transformers isolates packed rows only when no attention mask is
 cache is off; with either it silently lets rows see each other.)
 """
 
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,64 +27,37 @@ from transformers.utils import logging as transformers_logging
 
 from tether.core import kl, logprobs
 from tether.data.batches import Batch
-from tether.errors import ConfigError, ModelError
+from tether.errors import ModelError
 from tether.kernels import head
-from tether.models import llama
-from tether.sections import ComputeConfig
+from tether.models import adapters, llama
+from tether.models.place import Device, at_work, pick_device, rest
+from tether.sections import ComputeConfig, LoraConfig
 
 # What it warns of (a head that is new, a bar for one small file) is meant to be so here.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 LOGITS_AT_ONCE = 1 << 25  # numbers; 128 MiB in float32
-
-
-class Device(NamedTuple):
-    """Where to compute, in which precision and with which attention code (None: the model's)."""
-
-    device: torch.device
-    dtype: torch.dtype
-    attention: str | None
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which matrix products run in `dtype`."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
-
-def pick_device(compute: ComputeConfig) -> Device:
-    """Resolve "auto" and set the number of CPU threads.
-
-    Raises:
-        ConfigError: The device does not exist here.
-    """
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    name = compute.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"compute.device={name!r} cannot be used here: {reason}") from None
-    wide = compute.precision == "float32" or (compute.precision == "auto" and device.type == "cpu")
-    attention = compute.attention
-    if attention == "auto":  # transformers takes "sdpa" where the architecture has it
-        attention = "eager" if device.type == "cpu" and not wide else None
-    return Device(device, torch.float32 if wide else torch.bfloat16, attention)
+FULL = LoraConfig()  # no adapter
 
 
 @dataclass
 class LanguageModel:
-    """A causal language model with what is needed to sample and score with it."""
+    """A causal language model with what is needed to sample and score with it.
+
+    It computes with the adapter of that name on its backbone, which others may share; "" = none.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]
     place: Device
+    adapter: str = ""
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Its adapter's parameters, or all where it has none."""
+        return adapters.parameters(self.model, self.adapter)
 
     @property
     def max_positions(self) -> int:
@@ -111,29 +83,55 @@ class LanguageModel:
             logits = cast(nn.Module, self.model.get_output_embeddings())(hidden.float())
         return _transform_logits(self.model.config, logits)
 
+    def hidden_states(self, batch: Batch, where: Bool[Tensor, "B S"]) -> Float[Tensor, "N D"]:
+        """Last hidden states of the tokens of a batch where `where` is True, row after row."""
+        return hidden_states(self.model, self.place, batch, where, self.adapter)
 
-def load(path: str, compute: ComputeConfig, *, trainable: bool = False) -> LanguageModel:
+
+def load(
+    path: str,
+    compute: ComputeConfig,
+    *,
+    trainable: bool = False,
+    lora: LoraConfig = FULL,
+    seed: int = 0,
+) -> LanguageModel:
     """Load a causal language model and its tokenizer; dropout is set to 0.
 
+    What is trained is said in `adapters.prepare`: with `lora.rank` an adapter named "policy", else
+    all weights. A directory of an adapter is loaded on its base.
+
     Args:
-        path: Hugging Face directory or hub id.
+        path: Hugging Face directory or hub id, or directory of a LoRA adapter.
         compute: Device and precision. Weights are float32 whatever the compute precision.
         trainable: False freezes the weights.
+        lora: The adapter to train.
+        seed: Of a new adapter.
 
     Raises:
         ModelError: No such directory, or not a causal language model with a fast tokenizer.
+        ConfigError: `lora` does not fit the model, the adapter or the machine.
     """
-    place = pick_device(compute)
-    model = from_pretrained(AutoModelForCausalLM, path, place)
-    model.requires_grad_(trainable)
+    place, base = pick_device(compute), adapters.base_of(path)
+    model = from_pretrained(AutoModelForCausalLM, base, place, lora=lora if trainable else FULL)
     tokenizer = load_tokenizer(path)
     language_model = LanguageModel(model, tokenizer, _stop_ids(model, tokenizer), place)
     _check_head(language_model)
+    language_model.adapter = adapters.prepare(
+        model, path, "policy", trainable=trainable, lora=lora, seed=seed
+    )
+    rest(model, place)
     return language_model
 
 
 def from_pretrained(
-    auto: Any, path: str, place: Device, *, new_head: tuple[str, ...] = (), **changes: Any
+    auto: Any,
+    path: str,
+    place: Device,
+    *,
+    lora: LoraConfig = FULL,
+    new_head: tuple[str, ...] = (),
+    **changes: Any,
 ) -> PreTrainedModel:
     """A model of the auto class, in float32, without dropout, on its device.
 
@@ -141,6 +139,7 @@ def from_pretrained(
         auto: One of transformers' `AutoModelFor…`.
         path: Hugging Face directory or hub id.
         place: Where to compute.
+        lora: Says whether the weights are to be quantized.
         new_head: Parts of the names of weights that the directory need not hold.
         changes: New values of fields of the model's configuration.
 
@@ -160,6 +159,7 @@ def from_pretrained(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **adapters.quantized(lora, place),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -171,7 +171,13 @@ def from_pretrained(
             f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "
             f"{type(model).__name__}; give a directory that was saved as one"
         )
-    return model.to(place.device)
+    model.to(place.device)
+    if place.checkpointing:  # for transformers' own forward; which is deprecated the older name
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False, "context_fn": adapters.recomputed_alike(model)})
+        model.eval()
+    return model
 
 
 def load_config(path: str) -> PretrainedConfig:
@@ -198,7 +204,9 @@ def load_config(path: str) -> PretrainedConfig:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id."""
+    """The tokenizer of a model directory or hub id; of an adapter without one, its base's."""
+    if adapters.is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = adapters.base_of(path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -207,8 +215,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a Hugging Face directory (safetensors) with the tokenizer and our `tether.json`."""
-    language_model.model.save_pretrained(folder)
+    """Write a Hugging Face directory (safetensors) with the tokenizer and our `tether.json`.
+
+    Of a model with an adapter the adapter alone is written, in peft's format.
+    """
+    if language_model.adapter:
+        adapters.save(language_model.model, language_model.adapter, folder)
+    else:
+        language_model.model.save_pretrained(folder)
     language_model.tokenizer.save_pretrained(folder)
     text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "tether.json").write_text(text + "\n", encoding="utf-8")
@@ -221,19 +235,30 @@ def max_positions(config: PretrainedConfig) -> int:
 
 
 def hidden_states(
-    model: PreTrainedModel, place: Device, batch: Batch, where: Bool[Tensor, "B S"]
+    model: PreTrainedModel,
+    place: Device,
+    batch: Batch,
+    where: Bool[Tensor, "B S"],
+    adapter: str = "",
 ) -> Float[Tensor, "N D"]:
-    """Last hidden states of the tokens of a batch where `where` is True, row after row."""
+    """Last hidden states of the tokens of a batch where `where` is True, row after row.
+
+    `adapter` is the one that computes; "" = none.
+    """
     batch, where = batch.to(place.device), where.to(place.device)
-    lean = llama.lean(model) if batch.attention_mask is None else None
+    lean = llama.lean(model, adapter) if batch.attention_mask is None else None
     if lean:
         sequences = llama.Sequences.of(batch, where)
         if int(sequences.offsets.diff().max()) <= lean.window:
             count = len(sequences.wanted)
             if place.dtype == torch.bfloat16:
                 sequences = sequences.filled(llama.ROWS)
-            return llama.hidden_states(lean, sequences, llama.layers(lean, place.dtype))[:count]
-    with place.autocast():
+            layers = llama.layers(lean, place.dtype, adapter)
+            anew = place.checkpointing and torch.is_grad_enabled()
+            return llama.hidden_states(lean, sequences, layers, checkpointing=anew)[:count]
+    if place.checkpointing:
+        model.train(torch.is_grad_enabled())  # transformers checkpoints in this mode only
+    with place.autocast(), adapters.using(model, adapter):
         hidden = model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -260,10 +285,11 @@ def completion_logprobs(
     N is the number of completion tokens. Logits exist only for them, and only in chunks. The
     entropies are 0 unless asked for.
     """
-    hidden = hidden_states(language_model.model, language_model.place, batch, predicting(batch))
-    return logprobs_and_entropies(
-        language_model, batch, hidden, temperature=temperature, with_entropy=with_entropy
-    )
+    with at_work(language_model.model, language_model.place):
+        hidden = language_model.hidden_states(batch, predicting(batch))
+        return logprobs_and_entropies(
+            language_model, batch, hidden, temperature=temperature, with_entropy=with_entropy
+        )
 
 
 def logprobs_and_entropies(
@@ -298,12 +324,12 @@ def completion_kl(
 ) -> Float[Tensor, " N"]:
     """Exact KL(policy ‖ reference) over the vocabulary (nats) at each completion token."""
     where = predicting(batch)
-    ours = hidden_states(policy.model, policy.place, batch, where)
-    theirs = hidden_states(reference.model, reference.place, batch, where)
-    chunks = zip(ours.split(1024), theirs.split(1024), strict=True)
-    return torch.cat(
-        [kl.exact(policy.head(a) / temperature, reference.head(b) / temperature) for a, b in chunks]
-    )
+    with at_work(policy.model, policy.place), at_work(reference.model, reference.place):
+        ours = policy.hidden_states(batch, where)
+        theirs = reference.hidden_states(batch, where)
+        chunks = zip(ours.split(1024), theirs.split(1024), strict=True)
+        pairs = ((policy.head(a), reference.head(b)) for a, b in chunks)
+        return torch.cat([kl.exact(a / temperature, b / temperature) for a, b in pairs])
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

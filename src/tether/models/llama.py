@@ -7,7 +7,7 @@ transformers' own forward.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tether.data.batches import Batch
 from tether.kernels.layers import Heads, Rotary, add_norm, attention, swiglu
 from tether.kernels.packed import Packed, can_pack
+from tether.models.adapters import using
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # tables that do not depend on the length
@@ -75,21 +77,24 @@ class Sequences(NamedTuple):
         return Sequences(ids, offsets, F.pad(self.wanted, (0, wanted)))
 
 
-_agreeing: "weakref.WeakKeyDictionary[PreTrainedModel, Llama | None]" = weakref.WeakKeyDictionary()
+_agreeing: "weakref.WeakKeyDictionary[PreTrainedModel, dict[str, Llama | None]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def lean(model: PreTrainedModel) -> Llama | None:
+def lean(model: PreTrainedModel, adapter: str = "") -> Llama | None:
     """The model as the lean forward sees it; None where transformers' own must be used.
 
-    The numbers are compared once; how the model is built is looked at every time, since adapters
-    or hooks may have come after.
+    The numbers are compared once for each adapter; how the model is built is looked at every time,
+    since hooks or layers of other kinds may have come after.
     """
     if model.config.model_type not in FAMILY or not _plain(model.base_model):
         return None
-    if model not in _agreeing:
+    known = _agreeing.setdefault(model, {})
+    if adapter not in known:
         found = _read(model)
-        _agreeing[model] = found if found and _agrees(model, found) else None
-    return _agreeing[model]
+        known[adapter] = found if found and _agrees(model, found, adapter) else None
+    return known[adapter]
 
 
 class Affine(NamedTuple):
@@ -114,45 +119,88 @@ class Affine(NamedTuple):
         return Affine(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
+class LowRank(NamedTuple):
+    """What an adapter adds to a linear layer: s·(x·Aᵀ)·Bᵀ."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+class Adapted(NamedTuple):
+    """Linear layers of one input side by side, each with what an adapter adds to it, if anything.
+
+    In two factors, so that gradients flow to these and no weight is copied.
+    """
+
+    parts: list[tuple[Affine, LowRank | None]]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the products."""
+        return self.parts[0][0].dtype
+
+    def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N W"]:
+        """The layers' outputs."""
+        results = [
+            affine(x) + low.scale * F.linear(F.linear(x, low.a), low.b) if low else affine(x)
+            for affine, low in self.parts
+        ]
+        return results[0] if len(results) == 1 else torch.cat(results, -1)
+
+    @torch.no_grad()
+    def packed(self, dtype: torch.dtype) -> Affine | Packed:
+        """W + s·B·A for many small products in `dtype`, without gradients."""
+        merged = [
+            affine._replace(weight=affine.weight + low.scale * low.b @ low.a) if low else affine
+            for affine, low in self.parts
+        ]
+        return _side_by_side(merged).packed(dtype)
+
+
 class Layer(NamedTuple):
     """The weights of one layer: norms in float32, products in the precision asked for."""
 
     input_norm: Tensor
-    qkv: Affine | Packed
+    qkv: Affine | Adapted | Packed
     query_norm: Tensor | None
     key_norm: Tensor | None
     rotated: bool
-    out: Affine | Packed
+    out: Affine | Adapted | Packed
     mlp_norm: Tensor
-    gate_up: Affine | Packed
-    down: Affine | Packed
+    gate_up: Affine | Adapted | Packed
+    down: Affine | Adapted | Packed
 
 
-def layers(llama: Llama, dtype: torch.dtype) -> Iterator[Layer]:
-    """The layers, one at a time, so that weights in another precision live no longer than needed.
+def layers(llama: Llama, dtype: torch.dtype, adapter: str = "") -> Callable[[int], Layer]:
+    """The layers by number, made when asked for, so that copies of weights live no longer.
 
-    Gradients flow through to the model's own weights.
+    Gradients flow through to the model's own weights, or to the adapter's.
     """
-    for layer in llama.base.layers:
+
+    def layer(number: int) -> Layer:
+        layer = llama.base.layers[number]
         part, mlp = layer.self_attn, layer.mlp
         normed = hasattr(part, "q_norm")  # Qwen3 and others norm each query and key head
-        yield Layer(
+        return Layer(
             layer.input_layernorm.weight,
-            _affine(dtype, part.q_proj, part.k_proj, part.v_proj),
+            _linear(dtype, adapter, part.q_proj, part.k_proj, part.v_proj),
             part.q_norm.weight if normed else None,
             part.k_norm.weight if normed else None,
             bool(getattr(part, "use_rope", True)),
-            _affine(dtype, part.o_proj),
+            _linear(dtype, adapter, part.o_proj),
             layer.post_attention_layernorm.weight,
-            _affine(dtype, mlp.gate_proj, mlp.up_proj),
-            _affine(dtype, mlp.down_proj),
+            _linear(dtype, adapter, mlp.gate_proj, mlp.up_proj),
+            _linear(dtype, adapter, mlp.down_proj),
         )
 
+    return layer
 
-def decode_layers(llama: Llama, dtype: torch.dtype) -> list[Layer]:
+
+def decode_layers(llama: Llama, dtype: torch.dtype, adapter: str = "") -> list[Layer]:
     """The layers made ready for many steps of decoding, without gradients."""
     ready: list[Layer] = []
-    for layer in layers(llama, torch.float32):
+    for layer in map(layers(llama, torch.float32, adapter), range(len(llama.base.layers))):
         parts = {name: getattr(layer, name) for name in ("qkv", "out", "gate_up", "down")}
         ready.append(layer._replace(**{k: part.packed(dtype) for k, part in parts.items()}))
     return ready
@@ -161,28 +209,39 @@ def decode_layers(llama: Llama, dtype: torch.dtype) -> list[Layer]:
 def hidden_states(
     llama: Llama,
     sequences: Sequences,
-    weights: Iterable[Layer],
+    layers: Callable[[int], Layer],
     keep: Callable[[int, Layer, Tensor], None] | None = None,
+    *,
+    checkpointing: bool = False,
 ) -> Float[Tensor, "M D"]:
     """Last hidden states of the wanted tokens, float32.
 
     Args:
         llama: The model.
         sequences: Its input.
-        weights: `layers(llama, dtype)`; `dtype` is the precision of the products.
+        layers: `layers(llama, dtype, adapter)`; `dtype` is the precision of the products.
         keep: Told each layer's number and its queries, keys and values, for a cache.
+        checkpointing: True keeps only what goes from layer to layer for the backward pass.
     """
-    offsets = sequences.offsets
+    offsets, last = sequences.offsets, len(llama.base.layers) - 1
     rotary = llama.rotary_to(int(offsets.diff().max()))
-    x, delta = llama.base.embed_tokens(sequences.ids), None
-    for number, layer in enumerate(weights):
+
+    def through(number: int, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        layer = layers(number)
         x, qkv = before_attention(layer, x, delta, llama)
         if keep:
             keep(number, layer, qkv)
         attended = attention(qkv, offsets, rotary if layer.rotated else None, llama.heads)
-        if number == len(llama.base.layers) - 1:
+        if number == last:
             x, attended = x[sequences.wanted], attended[sequences.wanted]
-        x, delta = after_attention(layer, x, attended, llama)
+        return after_attention(layer, x, attended, llama)
+
+    x, delta = llama.base.embed_tokens(sequences.ids), None
+    for number in range(last + 1):
+        if checkpointing:
+            x, delta = cast(Any, checkpoint(through, number, x, delta, use_reentrant=False))
+        else:
+            x, delta = through(number, x, delta)
     assert delta is not None
     return last_norm(x, delta, llama)
 
@@ -220,22 +279,46 @@ def last_norm(
     return add_norm(x, delta.float(), llama.base.norm.weight, llama.eps, torch.float32)[1]
 
 
-def _affine(dtype: torch.dtype, *parts: nn.Linear) -> Affine:
+def _linear(dtype: torch.dtype, adapter: str, *parts: Any) -> Affine | Adapted:
+    """Several linear layers of one input as one, or with what the adapter adds to them.
+
+    Those that hold adapters are multiplied apart even where none adds to them, so that a model
+    differs from its base by what its adapter adds and not by rounding.
+    """
+    own = [getattr(part, "base_layer", part) for part in parts]
+    affines = [
+        Affine(each.weight.to(dtype), None if each.bias is None else each.bias.to(dtype))
+        for each in own
+    ]
+    added = [_low_rank(dtype, adapter, part) for part in parts]
+    if any(hasattr(part, "base_layer") for part in parts):
+        return Adapted(list(zip(affines, added, strict=True)))
+    return _side_by_side(affines)
+
+
+def _low_rank(dtype: torch.dtype, adapter: str, part: Any) -> LowRank | None:
+    if adapter not in getattr(part, "lora_A", ()):
+        return None
+    a, b = (getattr(part, matrix)[adapter].weight.to(dtype) for matrix in ("lora_A", "lora_B"))
+    return LowRank(a, b, part.scaling[adapter])
+
+
+def _side_by_side(parts: list[Affine]) -> Affine:
     """Several linear layers of one input as one."""
-    weights = [part.weight.to(dtype) for part in parts]
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    biases = [part.bias for part in parts]
-    if all(bias is None for bias in biases):
+    if len(parts) == 1:
+        return parts[0]
+    weight = torch.cat([part.weight for part in parts])
+    if all(part.bias is None for part in parts):
         return Affine(weight, None)
     filled = [
-        weight.new_zeros(part.out_features) if part.bias is None else part.bias.to(dtype)
+        part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias
         for part in parts
     ]
     return Affine(weight, torch.cat(filled))
 
 
 def _plain(base: Any) -> bool:
-    """Whether a base model is made of nothing but plain layers, in float32, without hooks."""
+    """Whether a base model is made of plain and LoRA layers, in float32, without hooks."""
     if any(_hooked(module) for module in base.modules()):  # sharding, say
         return False
     if any(parameter.dtype != torch.float32 for parameter in base.parameters()):
@@ -244,9 +327,19 @@ def _plain(base: Any) -> bool:
         attention, mlp = layer.self_attn, layer.mlp
         parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-        if any(type(part) is not nn.Linear for part in parts):  # adapters, say
+        if not all(type(part) is nn.Linear or _lora(part) for part in parts):
             return False
     return True
+
+
+def _lora(part: Any) -> bool:
+    """Whether a layer is peft's LoRA on a linear layer, with nothing beyond A, B and a scale."""
+    return (
+        type(getattr(part, "base_layer", None)) is nn.Linear
+        and hasattr(part, "lora_A")
+        and not (part.lora_variant or part.merged or any(part.lora_bias.values()))
+        and all(type(each) is nn.Identity for each in part.lora_dropout.values())
+    )
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -287,7 +380,7 @@ def _tables(base: Any, length: int) -> Rotary:
 
 
 @torch.no_grad()
-def _agrees(model: PreTrainedModel, llama: Llama) -> bool:
+def _agrees(model: PreTrainedModel, llama: Llama, adapter: str) -> bool:
     """Whether both forwards give the same hidden states for a few tokens."""
     device = llama.base.embed_tokens.weight.device
     ids = torch.arange(7, device=device) % llama.base.embed_tokens.num_embeddings
@@ -295,6 +388,7 @@ def _agrees(model: PreTrainedModel, llama: Llama) -> bool:
         return False
     offsets = torch.tensor([0, len(ids)], device=device)
     sequences = Sequences(ids, offsets, torch.arange(7, device=device))
-    ours = hidden_states(llama, sequences, layers(llama, torch.float32))
-    theirs = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
+    ours = hidden_states(llama, sequences, layers(llama, torch.float32, adapter))
+    with using(model, adapter):
+        theirs = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
     return bool((ours - theirs).abs().max() <= TOLERANCE * max(1.0, float(theirs.abs().max())))

@@ -8,12 +8,12 @@ with the pooling of its own (`models/encoder.py`).
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,21 +23,22 @@ from transformers import (
 )
 
 from tether.data.batches import Batch, Row, device_batches
-from tether.errors import ModelError
-from tether.models import encoder
+from tether.errors import ConfigError, ModelError
+from tether.models import adapters, encoder
 from tether.models.chat import encode
 from tether.models.language_model import (
-    Device,
+    FULL,
+    LanguageModel,
     from_pretrained,
     hidden_states,
     load_config,
     load_tokenizer,
     max_positions,
-    pick_device,
     predicting,
 )
+from tether.models.place import Device, at_work, pick_device, rest
 from tether.records import Text
-from tether.sections import ComputeConfig
+from tether.sections import ComputeConfig, LoraConfig
 
 HEADS = ("score.", "classifier", "pooler", "head.")  # in the names of what a backbone lacks
 SPREAD = 0.1  # std of what the new heads of an ensemble say of a hidden state of unit variance
@@ -57,14 +58,36 @@ class ScalarModel:
     model: PreTrainedModel
     head: nn.Linear
     place: Device
+    adapter: str = field(default="", kw_only=True)
+    """The adapter that computes on the backbone, which others may share; "" = none"""
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The head's parameters, and its adapter's or, where it has none, its backbone's."""
+        body = self.model if self.adapter else self.model.base_model
+        return [*adapters.parameters(body, self.adapter), *self.head.parameters()]
+
+    def shares_pass(self, policy: LanguageModel) -> bool:
+        """Whether the policy's hidden states are also those that the head reads."""
+        return self.model is policy.model and self.adapter == policy.adapter
+
+    def apart_from(self, policy: LanguageModel) -> list[nn.Parameter]:
+        """Its parameters without those that are the policy's, too."""
+        return list(self.head.parameters()) if self.shares_pass(policy) else self.own_parameters
+
+    def hidden_states(self, batch: Batch, where: Bool[Tensor, "B S"]) -> Float[Tensor, "N D"]:
+        """Last hidden states of the tokens of a batch where `where` is True, row after row."""
+        return hidden_states(self.model, self.place, batch, where, self.adapter)
 
     def scores(self, batch: Batch) -> Float[Tensor, " B"]:
         """One number for each row, read at its last token (raw reward units)."""
-        return self.numbers(hidden_states(self.model, self.place, batch, batch.last_mask))
+        with at_work(self.model, self.place):
+            return self.numbers(self.hidden_states(batch, batch.last_mask))
 
     def values(self, batch: Batch) -> Float[Tensor, " N"]:
         """One number for each completion token, read where it is predicted: V(s_t) before a_t."""
-        return self.numbers(hidden_states(self.model, self.place, batch, predicting(batch)))
+        with at_work(self.model, self.place):
+            return self.numbers(self.hidden_states(batch, predicting(batch)))
 
     def numbers(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
         """The head on hidden states, in float32."""
@@ -105,18 +128,24 @@ class RewardModel(ScalarModel):
 
     def logits(self, rows: Sequence[Row]) -> Float[Tensor, "N H"]:
         """What every head says of each row (raw reward units), in one forward pass."""
-        if self.encoder:
-            pad_id = cast(int, self.tokenizer.pad_token_id)
-            return encoder.logits(self.model, self.place, pad_id, rows)
-        ((order, batch),) = device_batches(rows, 0)
-        hidden = hidden_states(self.model, self.place, batch, batch.last_mask)
-        places = torch.tensor(order).argsort().to(hidden.device)
-        with torch.autocast(self.place.device.type, enabled=False):
-            return self.head(hidden.float())[places]
+        with at_work(self.model, self.place):
+            if self.encoder:
+                pad_id = cast(int, self.tokenizer.pad_token_id)
+                return encoder.logits(self.model, self.place, pad_id, rows)
+            ((order, batch),) = device_batches(rows, 0)
+            hidden = self.hidden_states(batch, batch.last_mask)
+            places = torch.tensor(order).argsort().to(hidden.device)
+            with torch.autocast(self.place.device.type, enabled=False):
+                return self.head(hidden.float())[places]
 
 
 def new_reward_model(
-    path: str, compute: ComputeConfig, *, heads: int = 1, seed: int = 0
+    path: str,
+    compute: ComputeConfig,
+    *,
+    lora: LoraConfig = FULL,
+    heads: int = 1,
+    seed: int = 0,
 ) -> RewardModel:
     """A reward model on the backbone of a causal language model, or on an encoder.
 
@@ -124,24 +153,36 @@ def new_reward_model(
     what an encoder lacks between its backbone and its head are drawn from `seed`.
 
     A pad token that differs from the end token is added where there is none: transformers finds
-    the end of a row by looking for pads.
+    the end of a row by looking for pads. With `lora.rank` the head and an adapter named "reward"
+    are trained, and no token is added that would need a new row of the frozen base's embeddings;
+    plain transformers then scores one row at a time.
+
+    Raises:
+        ConfigError: `lora` does not fit the model, or that is an encoder.
     """
-    place = pick_device(compute)
+    place, base = pick_device(compute), adapters.base_of(path)
     auto = AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = from_pretrained(auto, path, place, new_head=HEADS, num_labels=heads)
+        model = from_pretrained(auto, base, place, lora=lora, new_head=HEADS, num_labels=heads)
+    head, reads_both_ways = head_of(model)
+    if reads_both_ways and lora.rank:
+        name = type(model).__name__
+        raise ConfigError(f"lora.rank={lora.rank} but {name} is an encoder; set lora.rank = 0")
     tokenizer = load_tokenizer(path)
+    embeddings = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
+        if not lora.rank or len(tokenizer) < embeddings:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tokenizer.padding_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    head, reads_both_ways = head_of(model)
-    start_head(head, seed)
-    return RewardModel(model, head, place, tokenizer, None, encoder=reads_both_ways)
+    adapter = adapters.prepare(model, path, "reward", trainable=True, lora=lora, seed=seed)
+    start_head(head.requires_grad_(True), seed)
+    encoder = reads_both_ways
+    return RewardModel(model, head, place, tokenizer, None, encoder=encoder, adapter=adapter)
 
 
 @torch.no_grad()
@@ -160,6 +201,8 @@ def load_reward_model(path: str, compute: ComputeConfig, *, trainable: bool = Fa
     Raises:
         ModelError: Not there, or it has several labels, so which one is the reward is unknown.
     """
+    if adapters.is_adapter(path):
+        return _load_reward_adapter(path, compute, trainable=trainable)
     config, heads = classifier_config(path), read_heads(path)
     if config.num_labels not in (1, len(heads)):
         names = list((config.id2label or {}).values())
@@ -183,11 +226,56 @@ def load_classifier(path: str, compute: ComputeConfig, *, trainable: bool = Fals
     place = pick_device(compute)
     model = from_pretrained(AutoModelForSequenceClassification, path, place)
     model.requires_grad_(trainable)
+    rest(model, place)
     head, reads_both_ways = head_of(model)
     tokenizer = load_tokenizer(path)
     if reads_both_ways and tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {path!r} has no pad token; an encoder needs one")
     return RewardModel(model, head, place, tokenizer, None, encoder=reads_both_ways)
+
+
+def _load_reward_adapter(path: str, compute: ComputeConfig, *, trainable: bool) -> RewardModel:
+    """A reward model from its adapter, on a base of its own."""
+    place, base, weight = pick_device(compute), adapters.base_of(path), _stored_head(path)
+    auto = AutoModelForSequenceClassification
+    model = from_pretrained(auto, base, place, new_head=("score.",), num_labels=len(weight))
+    adapter = adapters.prepare(model, path, "reward", trainable=trainable, lora=FULL)
+    head, _ = head_of(model)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    rest(model, place)
+    tokenizer, centering, heads = load_tokenizer(path), read_centering(path), read_heads(path)
+    return RewardModel(model, head, place, tokenizer, centering, heads, adapter=adapter)
+
+
+def reward_on(
+    model: PreTrainedModel, place: Device, path: str, name: str, *, trainable: bool = False
+) -> RewardModel:
+    """A reward model from its adapter, on a frozen backbone that others use too.
+
+    Args:
+        model: The backbone, in a model of any head.
+        place: Where it computes.
+        path: Directory of the adapter; its base is the backbone.
+        name: What to call the adapter on it.
+        trainable: False freezes the adapter.
+    """
+    weight = _stored_head(path).to(place.device)
+    head = nn.Linear(weight.shape[1], len(weight), bias=False, device=place.device)
+    head.weight = nn.Parameter(weight, requires_grad=trainable)
+    adapters.attach_from(model, name, path, trainable=trainable)
+    tokenizer, centering, heads = load_tokenizer(path), read_centering(path), read_heads(path)
+    return RewardModel(model, head, place, tokenizer, centering, heads, adapter=name)
+
+
+def _stored_head(path: str) -> Tensor:
+    weight = adapters.read_weights(path).get(adapters.HEAD)
+    if weight is None or len(weight) not in (1, len(read_heads(path))):
+        raise ModelError(
+            f"reward={path!r} is an adapter without a score head of one label; "
+            "train one with `tether reward`, or give path/to/file.py:function"
+        )
+    return weight
 
 
 def classifier_config(path: str) -> PretrainedConfig:
@@ -235,6 +323,8 @@ def _facts(path: str) -> dict[str, Any]:
 def value_model_from_reward(reward: RewardModel) -> ScalarModel:
     """A value model that starts as the centred reward model: V = (score − shift) / scale.
 
+    It takes over the reward model's backbone and adapter.
+
     Of an ensemble it is the mean of that over the heads.
 
     Raises:
@@ -252,24 +342,30 @@ def value_model_from_reward(reward: RewardModel) -> ScalarModel:
         bias = torch.zeros_like(shift) if reward.head.bias is None else reward.head.bias
         head.weight.copy_((reward.head.weight / scale[:, None]).mean(0, keepdim=True))
         head.bias.copy_(((bias - shift) / scale).mean())
-    return ScalarModel(reward.model, head, reward.place)
+    return ScalarModel(reward.model, head, reward.place, adapter=reward.adapter)
 
 
-def value_model_from_backbone(model: PreTrainedModel, place: Device) -> ScalarModel:
-    """A value model on the backbone of `model`, with a head that starts at 0."""
+def value_model_from_backbone(
+    model: PreTrainedModel, place: Device, adapter: str = ""
+) -> ScalarModel:
+    """A value model on the backbone of `model` with that adapter, and a head that starts at 0."""
     width = cast(int, model.config.get_text_config().hidden_size)
     head = nn.Linear(width, 1, device=place.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return ScalarModel(model, head, place)
+    return ScalarModel(model, head, place, adapter=adapter)
 
 
 def save_reward_model(reward: RewardModel, folder: Path, facts: dict[str, Any]) -> None:
     """Write a Hugging Face directory; the centring, or that of each head, goes into `tether.json`.
 
-    Plain transformers loads an ensemble as a classifier with a label for each head.
+    Plain transformers loads an ensemble as a classifier with a label for each head. Of a model
+    with an adapter the adapter and the head are written, in peft's format.
     """
-    reward.model.save_pretrained(folder)
+    if reward.adapter:
+        adapters.save(reward.model, reward.adapter, folder, score=reward.head)
+    else:
+        reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
     facts = {**facts, "centering": reward.centering._asdict() if reward.centering else None}
     if reward.heads:

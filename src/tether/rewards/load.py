@@ -14,7 +14,9 @@ from torch import Tensor
 
 from tether.errors import CheckError, ConfigError
 from tether.functions import is_function, load_function
-from tether.models.scalar_head import RewardModel, load_reward_model
+from tether.models import adapters
+from tether.models.language_model import LanguageModel
+from tether.models.scalar_head import RewardModel, load_reward_model, reward_on
 from tether.records import Text
 from tether.rewards.classifier import load_label, score_label
 from tether.rewards.ensemble import centrings, combine, disagreement, member_scores
@@ -78,10 +80,15 @@ class Reward:
         return [self.config.weight * min(max(score, -limit), limit) for score in centred]
 
 
-def load_reward(config: RewardConfig, compute: ComputeConfig) -> Reward:
+def load_reward(
+    config: RewardConfig, compute: ComputeConfig, backbone: LanguageModel | None = None
+) -> Reward:
     """A reward model, or an ensemble; with `label` a classifier; or a function.
 
     A function is `path/to/file.py:function` or `package.module:function`.
+
+    An adapter whose base is `backbone`, which is frozen but for its own adapters, is put on it
+    under the name "reward" (the next ones "reward-2", …).
 
     Raises:
         ModelError: A directory holds no reward model, or several labels and none was named.
@@ -100,7 +107,7 @@ def load_reward(config: RewardConfig, compute: ComputeConfig) -> Reward:
         classifier, label = load_label(config, compute)
         scores = lambda p, c: score_label(classifier, label, config, p, c)  # noqa: E731
         return Reward(config, checked(scores, path), classifier)
-    models = [load_reward_model(each, compute) for each in (path, *config.members)]
+    models = [_load_model(each, compute, backbone) for each in (path, *config.members)]
     for each, model in zip((path, *config.members), models, strict=True):
         centrings(model, config, each)  # refuses missing statistics before the first rollout
     if sum(model.head.out_features for model in models) == 1:
@@ -108,6 +115,14 @@ def load_reward(config: RewardConfig, compute: ComputeConfig) -> Reward:
     members: MemberFunction = lambda p, c: member_scores(models, config, p, c)  # noqa: E731
     raw: RewardFunction = lambda p, c: combine(members(p, c), config).tolist()  # noqa: E731
     return Reward(config, checked(raw, path), models[0], members)
+
+
+def _load_model(path: str, compute: ComputeConfig, backbone: LanguageModel | None) -> RewardModel:
+    """A reward model of its own, or an adapter on the backbone."""
+    if backbone and adapters.is_adapter(path) and adapters.on(backbone.model, path):
+        name = adapters.free_name(backbone.model, "reward")
+        return reward_on(backbone.model, backbone.place, path, name)
+    return load_reward_model(path, compute)
 
 
 def _one(model: RewardModel, config: RewardConfig) -> RewardFunction:

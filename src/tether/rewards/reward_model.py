@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.data.batches import Row, buckets
+from tether.models.place import at_work
 from tether.models.scalar_head import RewardModel
 from tether.records import Text
 
@@ -41,8 +42,9 @@ def logits_of_rows(reward: RewardModel, rows: Sequence[Row]) -> Float[Tensor, "N
     """All outputs for each row, on the CPU, in batches of rows of similar length."""
     logits = torch.zeros(len(rows), reward.head.out_features)
     if rows:
-        for chunk in buckets([len(row.ids) for row in rows], ROWS_PER_BATCH):
-            logits[chunk] = reward.logits([rows[i] for i in chunk]).cpu()
+        with at_work(reward.model, reward.place):
+            for chunk in buckets([len(row.ids) for row in rows], ROWS_PER_BATCH):
+                logits[chunk] = reward.logits([rows[i] for i in chunk]).cpu()
     return logits
 
 

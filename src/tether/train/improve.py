@@ -12,7 +12,6 @@ from tether.errors import CheckError
 from tether.models.language_model import (
     LanguageModel,
     completion_logprobs,
-    hidden_states,
     logprobs_and_entropies,
     predicting,
 )
@@ -158,7 +157,7 @@ def forward(
     policy: LanguageModel, value: ScalarModel | None, batch: Batch, config: PolicyGradientConfig
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"] | None]:
     """Log-probs, entropies and values of the completion tokens; one pass where they share it."""
-    hidden = hidden_states(policy.model, policy.place, batch, predicting(batch))
+    hidden = policy.hidden_states(batch, predicting(batch))
     logprobs, entropies = logprobs_and_entropies(
         policy,
         batch,
@@ -169,7 +168,7 @@ def forward(
     )
     if value is None:
         return logprobs, entropies, None
-    shared = value.model is policy.model
+    shared = value.shares_pass(policy)
     return logprobs, entropies, value.numbers(hidden) if shared else value.values(batch)
 
 
@@ -196,11 +195,7 @@ def trained_sets(
     policy: LanguageModel, value: ScalarModel | None
 ) -> list[list[torch.nn.Parameter]]:
     """Parameters of policy and value, each to be clipped to its own norm."""
-    sets = [list(policy.model.parameters())]
-    if value is not None:
-        body = [] if value.model is policy.model else list(value.model.base_model.parameters())
-        sets.append([*body, *value.head.parameters()])
-    return sets
+    return [policy.own_parameters, *([value.apart_from(policy)] if value else [])]
 
 
 @torch.no_grad()

@@ -295,12 +295,9 @@ def stop_reason(config: OnlineConfig, row: dict[str, Any]) -> str:
 
 
 def _optimizer(config: OnlineConfig, roles: Roles) -> torch.optim.Optimizer:
-    groups = [(roles.policy.model.parameters(), config.optimizer.learning_rate)]
-    if roles.value:
-        assert isinstance(config, PPOConfig)
-        groups.append((roles.value.head.parameters(), config.value.learning_rate))
-        if "value" in roles.modules:
-            groups.append((roles.modules["value"].parameters(), config.value.learning_rate))
+    groups = [(roles.policy_parameters, config.optimizer.learning_rate)]
+    if isinstance(config, PPOConfig):
+        groups.append((roles.value_parameters, config.value.learning_rate))
     return loop.make_optimizer(groups, config.optimizer)
 
 

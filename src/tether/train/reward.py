@@ -57,7 +57,9 @@ def train_reward(config: RewardModelConfig) -> Path:
         return folder.path
     noun = NOUNS[config.loss]
     groups = read(config)
-    reward = new_reward_model(config.model, config.compute, heads=config.heads, seed=config.seed)
+    reward = new_reward_model(
+        config.model, config.compute, lora=config.lora, heads=config.heads, seed=config.seed
+    )
     groups, dropped = tokenize(reward, groups, config)
     if dropped:
         console.print(f"{dropped} {noun} dropped: too long, the same on both sides, or of weight 0")

@@ -1,15 +1,23 @@
-"""The models of an online method: policy, reference, rewards, value model."""
+"""The models of an online method: policy, reference, rewards, value model.
 
-from dataclasses import dataclass
+With `lora.rank` they are adapters on one frozen backbone, as far as they can be: the policy, the
+value model, the reference (the base itself, or the adapter that the run starts from), and reward
+models that are adapters of the same base. What is another model stays one.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 
 from tether.config import OnlineConfig, PolicyGradientConfig, PPOConfig
 from tether.errors import ConfigError
-from tether.models.language_model import LanguageModel, load
+from tether.models import adapters
+from tether.models.language_model import LanguageModel, load, load_tokenizer
 from tether.models.scalar_head import (
+    RewardModel,
     ScalarModel,
     load_reward_model,
+    reward_on,
     value_model_from_backbone,
     value_model_from_reward,
 )
@@ -28,13 +36,23 @@ class Roles:
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """What is trained and so checkpointed."""
+        """What is trained and so checkpointed; on one backbone "policy" has the value's adapter."""
         trained: dict[str, torch.nn.Module] = {"policy": self.policy.model}
         if self.value:
             trained["value_head"] = self.value.head
             if self.value.model is not self.policy.model:
                 trained["value"] = self.value.model.base_model
         return trained
+
+    @property
+    def policy_parameters(self) -> list[torch.nn.Parameter]:
+        """What the policy computes with and no other trained role."""
+        return self.policy.own_parameters
+
+    @property
+    def value_parameters(self) -> list[torch.nn.Parameter]:
+        """The value model's head, and what is its own of the backbone."""
+        return self.value.apart_from(self.policy) if self.value else []
 
 
 def load_roles(config: OnlineConfig) -> Roles:
@@ -44,22 +62,40 @@ def load_roles(config: OnlineConfig) -> Roles:
         ModelError: A model cannot be used.
         ConfigError: A reward, the reference or the value's start cannot be used.
     """
-    rewards = [load_reward(reward, config.compute) for reward in config.rewards]
-    policy = load(config.model, config.compute, trainable=True)
-    reference = None
-    if needs_reference(config):
-        reference = load(config.reference or config.model, config.compute)
-        if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-            raise ConfigError(
-                f"reference={config.reference!r} has another vocabulary than the policy "
-                f'{config.model!r}; leave reference = "" to hold to the policy as it starts'
-            )
+    policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
+    backbone = policy if policy.adapter else None
+    rewards = [load_reward(reward, config.compute, backbone) for reward in config.rewards]
+    reference = load_reference(config, policy) if needs_reference(config) else None
     value = load_value(config, policy, rewards) if isinstance(config, PPOConfig) else None
     trained = [policy.model, *([value.model] if value else [])]
     loop.check_no_dropout(*trained)
     for model in trained:
         model.train()
     return Roles(policy, reference, rewards, value)
+
+
+def load_reference(config: OnlineConfig, policy: LanguageModel) -> LanguageModel:
+    """The reference: on the policy's backbone where it is of the same base, else a model.
+
+    Raises:
+        ConfigError: It has another vocabulary than the policy.
+    """
+    path = config.reference or config.model
+    if policy.adapter and adapters.on(policy.model, path):
+        name = "reference" if adapters.is_adapter(path) else ""
+        if name:
+            adapters.attach_from(policy.model, name, path, trainable=False)
+        reference = replace(policy, adapter=name, tokenizer=load_tokenizer(path))
+    else:  # an adapter is folded in where the policy's is, for the very same numbers
+        folded = adapters.is_adapter(path) and not policy.adapter
+        reference = load(path, config.compute, trainable=folded)
+        reference.model.requires_grad_(False)
+    if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ConfigError(
+            f"reference={config.reference!r} has another vocabulary than the policy "
+            f'{config.model!r}; leave reference = "" to hold to the policy as it starts'
+        )
+    return reference
 
 
 def needs_reference(config: OnlineConfig) -> bool:
@@ -75,15 +111,16 @@ def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) 
 
     Raises:
         ConfigError: value.init is an encoder, which gives no number before the last token, or has
-            another vocabulary than the policy, so it cannot read its ids.
+            another vocabulary than the policy, so it cannot read its ids; or the policy has an
+            adapter and value.init is none of the same base.
     """
     if config.value.shared:
-        return value_model_from_backbone(policy.model, policy.place)
+        return value_model_from_backbone(policy.model, policy.place, policy.adapter)
     decoders = [r for r in rewards if r.model and not r.model.encoder and not r.config.label]
     models = [reward.config.path for reward in decoders]
     path = config.value.init or (models[0] if models else "")
-    if path:
-        start = load_reward_model(path, config.compute, trainable=True)
+    start = _value_start(path, config, policy) if path else None
+    if start:
         words = policy.tokenizer.get_vocab()
         if start.encoder:
             raise ConfigError(
@@ -97,5 +134,29 @@ def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) 
                 f"value.init={path!r} has another vocabulary than the policy {config.model!r}; "
                 'leave value.init = "" to start from the policy'
             )
-    start_policy = load(config.model, config.compute, trainable=True)
-    return value_model_from_backbone(start_policy.model, start_policy.place)
+    if not policy.adapter:
+        policy = load(config.model, config.compute, trainable=True)
+        return value_model_from_backbone(policy.model, policy.place)
+    if adapters.is_adapter(config.model):
+        adapters.attach_from(policy.model, "value", config.model, trainable=True)
+    else:
+        adapters.attach(policy.model, "value", config.lora, seed=config.seed)
+    return value_model_from_backbone(policy.model, policy.place, "value")
+
+
+def _value_start(path: str, config: PPOConfig, policy: LanguageModel) -> RewardModel | None:
+    """The reward model that the value model starts from; None where it has to start afresh.
+
+    Raises:
+        ConfigError: value.init cannot be put on the policy's backbone.
+    """
+    if not policy.adapter:
+        return load_reward_model(path, config.compute, trainable=True)
+    if adapters.is_adapter(path) and adapters.on(policy.model, path):
+        return reward_on(policy.model, policy.place, path, "value", trainable=True)
+    if config.value.init:
+        raise ConfigError(
+            f"value.init={path!r} is no adapter of {policy.model.name_or_path!r}, on which the "
+            'policy\'s adapter is trained; leave value.init = "", or set lora.rank = 0'
+        )
+    return None

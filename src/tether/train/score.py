@@ -10,6 +10,7 @@ from tether.data.batches import Batch, device_batches, to_grid
 from tether.data.rollout import Rollout, Scored
 from tether.errors import CheckError
 from tether.models.language_model import LanguageModel, completion_logprobs
+from tether.models.place import at_work
 from tether.models.scalar_head import ScalarModel
 from tether.rewards.load import Reward
 
@@ -59,9 +60,10 @@ def score(
         return by_buckets(rollout, of, device_batch_size)
 
     def logprobs_of(model: LanguageModel) -> Float[Tensor, "B T"]:
-        return per_token(
-            lambda batch: completion_logprobs(model, batch, temperature=temperature)[0]
-        )
+        with at_work(model.model, model.place):
+            return per_token(
+                lambda batch: completion_logprobs(model, batch, temperature=temperature)[0]
+            )
 
     raw, scores, metrics = score_texts(rollout, rewards)
     with torch.no_grad():

@@ -33,7 +33,9 @@ def train_sft(config: SFTConfig) -> Path:
     folder = StageFolder(config, "sft", [config.model, config.data])
     if folder.finished:
         return folder.path
-    language_model = load(config.model, config.compute, trainable=True)
+    language_model = load(
+        config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed
+    )
     demonstrations = read_demonstrations(config.data)
     rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
     pairs = [(row, d) for row, d in zip(rows, demonstrations, strict=True) if row]
