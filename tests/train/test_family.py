@@ -28,6 +28,7 @@ from tether.train.aim import aim, target_metrics
 from tether.train.choose import accumulate_pairs, extremes
 from tether.train.ptx import load_ptx
 from tether.train.reference import sequence_logprobs
+from tether.train.reward import train_reward
 
 METHODS = {
     "grpo": (GRPOConfig, online.train_grpo, {"num": 4}),
@@ -352,3 +353,17 @@ def test_a_reward_without_numbers_stops_it(tmp_path, method):
     rewards = (toys.RewardConfig(path=f"{toys.write_rewards(tmp_path)}:nan"),)
     with pytest.raises(CheckError, match="returned nan for the completion"):
         run(method, tmp_path, toys.save(tmp_path), rewards=rewards)
+
+
+@pytest.mark.parametrize(("heads", "told"), [(1, False), (3, True)])
+def test_an_ensemble_tells_how_much_it_disagrees(tmp_path, heads, told):
+    path = toys.save(tmp_path)
+    rows = [
+        {"prompt": row["prompt"], "completions": ["kind", "no"], "ranks": [1, 2]}
+        for row in toys.DEMONSTRATIONS
+    ]
+    reward = train_reward(toys.reward(tmp_path, path, rows, heads=heads, batch_size=4))
+    rewards = (toys.RewardConfig(path=str(reward / "model")),)
+    found = toys.metrics(run("rloo", tmp_path, path, rewards=rewards))
+    assert all(("disagreement" in row) == told for row in found)
+    assert not told or all(row["disagreement"] > 0 for row in found)

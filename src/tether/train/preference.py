@@ -152,7 +152,7 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     folder = StageFolder(config, kind, inputs)
     if folder.finished:
         return folder.path
-    policy = load(config.model, config.compute, trainable=True)
+    policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
     groups = group(read_comparisons(config.data))
     groups, dropped = tokenize(policy, groups, config.max_length, config.data)
     rows, pairs, prompts = flatten(groups)

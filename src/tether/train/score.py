@@ -91,15 +91,21 @@ def score(
 def score_texts(
     rollout: Rollout, rewards: list[Reward]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], dict[str, float]]:
-    """Raw score of the first reward, sum of all normalized ones, and the mean of each."""
-    raw = [reward.raw(rollout.prompts, rollout.completions) for reward in rewards]
-    parts = [reward.normalize(scores) for reward, scores in zip(rewards, raw, strict=True)]
-    total = torch.tensor(parts).sum(0)
-    metrics = {"score_raw": float(torch.tensor(raw[0]).mean())}
+    """Raw score of the first reward, sum of all normalized ones, and the mean of each.
+
+    Of an ensemble also how much its members disagree, in normalized units: where that rises, the
+    policy has left what the rewards were trained on.
+    """
+    judged = [reward.judge(rollout.prompts, rollout.completions) for reward in rewards]
+    parts = torch.tensor([each.scores for each in judged])
+    raw = torch.tensor(judged[0].raw)
+    metrics = {"score_raw": float(raw.mean())}
     if len(rewards) > 1:
-        means = torch.tensor(parts).mean(1).tolist()
-        metrics |= {f"score_{i + 1}": mean for i, mean in enumerate(means)}
-    return torch.tensor(raw[0]), total, metrics
+        metrics |= {f"score_{i + 1}": mean for i, mean in enumerate(parts.mean(1).tolist())}
+    known = [each.disagreement for each in judged if each.disagreement is not None]
+    if known:
+        metrics["disagreement"] = max(known)
+    return raw, parts.sum(0), metrics
 
 
 def by_buckets(
