@@ -1,15 +1,25 @@
 """Training with LoRA: policy, value, reward and reference as adapters on one backbone."""
 
+import math
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tiny import save_encoder
 from tests.train import toys
+from tests.train.test_family import METHODS, run
 from tests.train.test_online import interrupted_after, without_times
 from tests.train.toys import KINDS
-from tether.config import MergeConfig
+from tether.config import (
+    DPOConfig,
+    IPOConfig,
+    KTOConfig,
+    MergeConfig,
+    ORPOConfig,
+    SimPOConfig,
+)
 from tether.data.batches import Row, pad
 from tether.errors import ConfigError
 from tether.models import adapters
@@ -17,9 +27,12 @@ from tether.models.chat import encode
 from tether.models.checkpoint import load_checkpoint
 from tether.models.language_model import load
 from tether.models.merge import merge
+from tether.rewards.load import load_reward
 from tether.sections import ComputeConfig, LoraConfig, OptimizerConfig, RewardConfig, ValueConfig
 from tether.train import online
+from tether.train.kto import train_kto
 from tether.train.online import train_ppo
+from tether.train.preference import train_dpo, train_ipo, train_orpo, train_simpo
 from tether.train.reward import train_reward
 from tether.train.roles import load_roles
 from tether.train.sft import train_sft
@@ -277,3 +290,61 @@ def test_a_merged_policy_is_a_start_for_anything(tmp_path):
     assert toys.metrics(train_ppo(toys.ppo(tmp_path, merged, steps=1)))[0]["kl"] == pytest.approx(
         0, abs=1e-5
     )
+
+
+# --- every method ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["base", "adapter"])
+@pytest.mark.parametrize("method", [DPOConfig, IPOConfig, SimPOConfig, ORPOConfig])
+def test_preference_methods_train_an_adapter(tmp_path, method, start):
+    base = toys.save(tmp_path)
+    model = sft_adapter(tmp_path, base) if start == "adapter" else base
+    train = {DPOConfig: train_dpo, IPOConfig: train_ipo, SimPOConfig: train_simpo}
+    config = toys.preference(
+        tmp_path, model, method, lora=RANK4, optimizer=FAST, max_steps=2, checkpoint_every=1
+    )
+    out = train.get(method, train_orpo)(config)
+    assert adapters.base_of(str(out / "model")) == base
+    losses = [row["loss"] for row in toys.metrics(out)]
+    if method is DPOConfig:  # policy and reference are one at first: -log σ(0)
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[1] < losses[0]
+
+
+def test_kto_trains_an_adapter(tmp_path):
+    base = toys.save(tmp_path)
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in toys.PAIRS
+        for side in ("chosen", "rejected")
+    ]
+    config = toys.preference(tmp_path, base, KTOConfig, rows, lora=RANK4, optimizer=FAST)
+    assert adapters.base_of(str(train_kto(config) / "model")) == base
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_relatives_of_ppo_train_an_adapter(tmp_path, method):
+    base = toys.save(tmp_path)
+    out = run(method, tmp_path, base, lora=RANK4, steps=2)
+    assert toys.metrics(out)[0]["kl"] == pytest.approx(0, abs=1e-5)
+    moved = [w for key, w in adapter_weights(out / "model").items() if "lora_B" in key]
+    assert all(matrix.any() for matrix in moved)
+    assert adapters.base_of(str(out / "model")) == base
+
+
+def test_an_ensemble_of_heads_on_one_adapter(tmp_path):
+    base = toys.save(tmp_path)
+    reward = reward_adapter(tmp_path, base, heads=3)
+    assert adapter_weights(reward)[adapters.HEAD].shape == (3, 32)
+    roles = load_roles(settings(tmp_path, base, reward))
+    assert len(backbones(roles)) == 1
+    texts = (["the cat ", "who "], ["helps please", "no"])
+    alone = load_reward(RewardConfig(path=reward), ComputeConfig())
+    assert roles.rewards[0].raw(*texts) == pytest.approx(alone.raw(*texts), abs=1e-5)
+
+
+def test_encoders_get_no_adapter(tmp_path):
+    path = str(save_encoder(tmp_path / "encoder"))
+    with pytest.raises(ConfigError, match=r"lora.rank=4 but Bert\w+ is an encoder"):
+        reward_adapter(tmp_path, path)

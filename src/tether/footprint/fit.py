@@ -182,7 +182,7 @@ def _group(prompt: Text, length: int, num: int, heads: int) -> Comparisons:
 def of_preference(config: PreferenceConfig, *, known: bool) -> Footprint:
     """DPO, IPO, SimPO, ORPO or KTO; `known` = its data is there already."""
     with dry_run(config.model, config.compute) as (dry, place):
-        model = language_model(config.model, place, trainable=True)
+        model = language_model(config.model, place, trainable=True, lora=config.lora)
         dry.adopt(model.model)
         limit = longest_row(config, model.max_positions)
         side = 1 if isinstance(config, KTOConfig) else 2
