@@ -123,7 +123,7 @@ def test_a_reward_model_with_two_labels(refuse, there):
         ("--sampling.top-k 5", "sampling.top_k=5"),
         ("--reference none", "kl.beta=0.05 needs a reference"),
         ("--policy_loss.clip -1", "policy_loss.clip=-1.0 must be a number above 0"),
-        ("--minibatches 3", "minibatches=3 must divide batch_size"),
+        ("--minibatches 3", "minibatches=3 must divide the 64 examples of a step"),
         ("--seed -1", "seed=-1 must be a whole number from 0"),
         ("--kl.beta 0 --kl.target 6", "kl.target=6.0 needs kl.beta above 0"),
     ],

@@ -12,7 +12,6 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tether.config import ComputeConfig
 from tether.data.batches import Row, pad
 from tether.evaluation.summary import Summary
 from tether.models.language_model import completion_logprobs, load
@@ -21,6 +20,7 @@ from tether.pipeline import run
 from tether.records import read_jsonl, write_jsonl
 from tether.rewards.reward_model import score_texts
 from tether.sandbox import RECIPE
+from tether.sections import ComputeConfig
 
 SHORT = {
     "--world.hidden_size": "32",
