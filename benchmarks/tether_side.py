@@ -10,12 +10,13 @@ import transformers
 from gate import Gate, read_job, read_jsonl
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tether.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
+from tether.config import DPOConfig, GRPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from tether.data.batches import step_indices
 from tether.engine.decode import generate_tokens
 from tether.models.language_model import load
 from tether.sections import (
     ComputeConfig,
+    KLConfig,
     OptimizerConfig,
     RewardConfig,
     SamplingConfig,
@@ -33,6 +34,26 @@ PRECISION: dict[str, Literal["float32", "bfloat16"]] = {"bf16": "bfloat16", "fp3
 
 def ppo(gate: Gate, job: dict[str, Any]) -> None:
     """An iteration is one rollout batch: generate, score, train."""
+    gate_rollouts(gate)
+    online.train_ppo(
+        PPOConfig(
+            **online_settings(job),
+            epochs=job["epochs"],
+            minibatches=job["minibatches"],
+            value=ValueConfig(learning_rate=LEARNING_RATE),
+        )
+    )
+
+
+def grpo(gate: Gate, job: dict[str, Any]) -> None:
+    """An iteration is one rollout batch: generate, score, and one optimizer step."""
+    gate_rollouts(gate)
+    kl = KLConfig(beta=job["kl_milli"] / 1000, placement="loss", estimator="k3")
+    online.train_grpo(GRPOConfig(**online_settings(job), num=job["num"], kl=kl))
+
+
+def gate_rollouts(gate: Gate) -> None:
+    """Hold an online method before it samples, and tell its phases apart."""
     collect, improve = online.collect, online.improve
 
     def gated_collect(*args: Any, **kwargs: Any) -> Any:
@@ -48,25 +69,24 @@ def ppo(gate: Gate, job: dict[str, Any]) -> None:
         return improve(*args, **kwargs)
 
     online.collect, online.improve = gated_collect, gated_improve
+
+
+def online_settings(job: dict[str, Any]) -> dict[str, Any]:
+    """What PPO and GRPO share: models, prompts, one reward model, no checkpoints, no end."""
     world = Path(job["world"])
-    online.train_ppo(
-        PPOConfig(
-            out=job["out"],
-            model=str(world / "policy"),
-            prompts=str(world / "prompts.jsonl"),
-            rewards=(RewardConfig(path=str(world / "reward"), normalize=False),),
-            compute=compute(job),
-            steps=FOREVER,
-            batch_size=job["batch_size"],
-            epochs=job["epochs"],
-            minibatches=job["minibatches"],
-            checkpoint_every=0,
-            missing_eos_penalty=0.0,
-            sampling=SamplingConfig(max_new_tokens=job["max_new_tokens"]),
-            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE),
-            value=ValueConfig(learning_rate=LEARNING_RATE),
-        )
-    )
+    return {
+        "out": job["out"],
+        "model": str(world / "policy"),
+        "prompts": str(world / "prompts.jsonl"),
+        "rewards": (RewardConfig(path=str(world / "reward"), normalize=False),),
+        "compute": compute(job),
+        "steps": FOREVER,
+        "batch_size": job["batch_size"],
+        "checkpoint_every": 0,
+        "missing_eos_penalty": 0.0,
+        "sampling": SamplingConfig(max_new_tokens=job["max_new_tokens"]),
+        "optimizer": OptimizerConfig(learning_rate=LEARNING_RATE),
+    }
 
 
 def sft(gate: Gate, job: dict[str, Any]) -> None:
@@ -160,7 +180,8 @@ def main() -> None:
     gate, job = Gate(), read_job()
     register_optimizer_step_post_hook(lambda *_: gate.count(steps=1))
     gate.ready(torch=torch.__version__, transformers=transformers.__version__)
-    tasks = {"ppo": ppo, "sft": sft, "reward": reward, "dpo": dpo, "generate": generate}
+    tasks = {"ppo": ppo, "grpo": grpo, "sft": sft, "reward": reward, "dpo": dpo}
+    tasks["generate"] = generate
     tasks[job["task"]](gate, job)
 
 

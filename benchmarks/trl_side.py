@@ -79,6 +79,61 @@ def gate_rollouts(gate: Gate, module: Any, trainer: Any, eos: int) -> None:
     module.batch_generation, trainer.accelerator.accumulate = gated_generation, gated_accumulate
 
 
+def grpo(gate: Gate, job: dict[str, Any]) -> None:
+    """An iteration is one rollout batch: generate, score, and one optimizer step."""
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+
+    gate.ready(**versions())
+    world, variant = Path(job["world"]), job["variant"]
+    settings: dict[str, Any] = {"bf16": variant == "amp", "gradient_checkpointing": False}
+    trainer = GRPOTrainer(
+        model=str(world / "policy"),  # a path, so that the reference is loaded alike
+        reward_funcs=load(world / "reward", job),
+        reward_processing_classes=load_tokenizer(world / "reward"),
+        args=GRPOConfig(
+            model_init_kwargs={"dtype": "bfloat16" if variant == "bf16" else "float32"},
+            per_device_train_batch_size=job["batch_size"],
+            gradient_accumulation_steps=1,
+            num_generations=job["num"],
+            max_completion_length=job["max_new_tokens"],
+            beta=job["kl_milli"] / 1000,
+            max_steps=FOREVER,
+            **quiet(job),
+            **({} if variant == "default" else settings),
+        ),
+        processing_class=load_tokenizer(world / "policy", padding_side="left"),
+        train_dataset=datasets.Dataset.from_list(read_jsonl(world / "prompts.jsonl")),
+    )
+    gate_groups(gate, trainer)
+    trainer.train()
+
+
+def gate_groups(gate: Gate, trainer: Any) -> None:
+    """Hold GRPO before it generates; count completion tokens, without the padding."""
+    whole, generate = trainer._generate_and_score_completions, trainer._generate
+    compute_loss = trainer.compute_loss
+
+    def gated_whole(inputs: Any) -> Any:
+        gate.turn()
+        gate.phase("generate")
+        found = whole(inputs)
+        mask = found["completion_mask"]
+        gate.count(tokens=int(mask.sum()), rows=len(mask))
+        return found
+
+    def gated_generate(*args: Any) -> Any:
+        found = generate(*args)
+        gate.phase("score")
+        return found
+
+    def gated_loss(*args: Any, **kwargs: Any) -> Any:
+        gate.phase("train")
+        return compute_loss(*args, **kwargs)
+
+    trainer._generate_and_score_completions, trainer._generate = gated_whole, gated_generate
+    trainer.compute_loss = gated_loss
+
+
 def versions() -> dict[str, str]:
     """Versions that the driver compares and prints."""
     return {module.__name__: module.__version__ for module in (torch, transformers, trl)}
@@ -196,7 +251,7 @@ def main() -> None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     torch.set_num_threads(1)
     register_optimizer_step_post_hook(lambda *_: gate.count(steps=1))
-    tasks = {"ppo": ppo, "sft": sft, "reward": reward, "dpo": dpo}
+    tasks = {"ppo": ppo, "grpo": grpo, "sft": sft, "reward": reward, "dpo": dpo}
     tasks[job["task"]](gate, job)
 
 
