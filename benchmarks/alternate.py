@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +163,7 @@ class Options:
 
 
 def compare(
-    task: str, options: Options, others: list[Side], work: dict[str, int], lengths: str = ""
+    task: str, options: Options, others: list[Side], work: Mapping[str, float], lengths: str = ""
 ) -> None:
     """Measure all sides in turn, print ratios of each of the others to each of tether's.
 

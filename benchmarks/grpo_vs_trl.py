@@ -1,7 +1,6 @@
 """GRPO: tether against TRL on the same models, prompts and settings.
 
-An iteration is one rollout batch: 4 prompts with 8 completions each, then one optimizer step with
-the KL in the loss (β = 0.04), so both score the completions under the reference.
+An iteration is one rollout batch: 8 completions of each of 4 prompts, then one optimizer step.
 
 TRL's variants: fp32, amp (autocast to bfloat16), bf16 (all weights in bfloat16), all without
 gradient checkpointing; default (TRL's own settings: amp with gradient checkpointing).
@@ -17,7 +16,7 @@ import tyro
 from environment import trl_python
 
 TRL = "1.16.0"
-WORK = {"batch_size": 32, "num": 8, "max_new_tokens": 64, "kl_milli": 40}
+WORK = {"batch_size": 32, "num": 8, "kl_beta": 0.04, "max_new_tokens": 64}
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Options(alternate.Options):
 
     lengths: Literal["fixed", "varied"] = "fixed"
     """fixed: 32 + 64 tokens; varied: prompts of 8 to 32, completions of about 32 tokens"""
-    trl: str = "default,fp32,amp,bf16"
+    trl: str = "default,amp,bf16,fp32"
     """Variants of TRL, parted by commas"""
     trl_python: Path | None = None
     """A Python with this version of TRL; without it an environment is made"""

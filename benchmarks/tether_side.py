@@ -37,23 +37,23 @@ def ppo(gate: Gate, job: dict[str, Any]) -> None:
     gate_rollouts(gate)
     online.train_ppo(
         PPOConfig(
-            **online_settings(job),
             epochs=job["epochs"],
             minibatches=job["minibatches"],
             value=ValueConfig(learning_rate=LEARNING_RATE),
+            **online_settings(job),
         )
     )
 
 
 def grpo(gate: Gate, job: dict[str, Any]) -> None:
-    """An iteration is one rollout batch: generate, score, and one optimizer step."""
+    """An iteration is one rollout batch of groups: generate, score, train."""
     gate_rollouts(gate)
-    kl = KLConfig(beta=job["kl_milli"] / 1000, placement="loss", estimator="k3")
-    online.train_grpo(GRPOConfig(**online_settings(job), num=job["num"], kl=kl))
+    tether = KLConfig(beta=job["kl_beta"], estimator="k3", placement="loss")
+    online.train_grpo(GRPOConfig(num=job["num"], kl=tether, **online_settings(job)))
 
 
 def gate_rollouts(gate: Gate) -> None:
-    """Hold an online method before it samples, and tell its phases apart."""
+    """Hold an online method before it generates; count what it sampled."""
     collect, improve = online.collect, online.improve
 
     def gated_collect(*args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ def gate_rollouts(gate: Gate) -> None:
 
 
 def online_settings(job: dict[str, Any]) -> dict[str, Any]:
-    """What PPO and GRPO share: models, prompts, one reward model, no checkpoints, no end."""
+    """What PPO and GRPO share: models, prompts, no checkpoints, no end."""
     world = Path(job["world"])
     return {
         "out": job["out"],
@@ -180,8 +180,14 @@ def main() -> None:
     gate, job = Gate(), read_job()
     register_optimizer_step_post_hook(lambda *_: gate.count(steps=1))
     gate.ready(torch=torch.__version__, transformers=transformers.__version__)
-    tasks = {"ppo": ppo, "grpo": grpo, "sft": sft, "reward": reward, "dpo": dpo}
-    tasks["generate"] = generate
+    tasks = {
+        "ppo": ppo,
+        "grpo": grpo,
+        "sft": sft,
+        "reward": reward,
+        "dpo": dpo,
+        "generate": generate,
+    }
     tasks[job["task"]](gate, job)
 
 

@@ -80,57 +80,52 @@ def gate_rollouts(gate: Gate, module: Any, trainer: Any, eos: int) -> None:
 
 
 def grpo(gate: Gate, job: dict[str, Any]) -> None:
-    """An iteration is one rollout batch: generate, score, and one optimizer step."""
+    """An iteration is one rollout batch of groups: generate, score, train."""
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     gate.ready(**versions())
-    world, variant = Path(job["world"]), job["variant"]
-    settings: dict[str, Any] = {"bf16": variant == "amp", "gradient_checkpointing": False}
+    world = Path(job["world"])
+    # TRL joins prompt and completion as texts, without a blank between the two.
+    prompts = [{"prompt": row["prompt"] + " "} for row in read_jsonl(world / "prompts.jsonl")]
     trainer = GRPOTrainer(
-        model=str(world / "policy"),  # a path, so that the reference is loaded alike
+        model=load(world / "policy", job),
         reward_funcs=load(world / "reward", job),
-        reward_processing_classes=load_tokenizer(world / "reward"),
         args=GRPOConfig(
-            model_init_kwargs={"dtype": "bfloat16" if variant == "bf16" else "float32"},
             per_device_train_batch_size=job["batch_size"],
-            gradient_accumulation_steps=1,
             num_generations=job["num"],
             max_completion_length=job["max_new_tokens"],
-            beta=job["kl_milli"] / 1000,
+            beta=job["kl_beta"],
             max_steps=FOREVER,
             **quiet(job),
-            **({} if variant == "default" else settings),
+            **precision(job),
         ),
         processing_class=load_tokenizer(world / "policy", padding_side="left"),
-        train_dataset=datasets.Dataset.from_list(read_jsonl(world / "prompts.jsonl")),
+        train_dataset=datasets.Dataset.from_list(prompts),
     )
     gate_groups(gate, trainer)
     trainer.train()
 
 
 def gate_groups(gate: Gate, trainer: Any) -> None:
-    """Hold GRPO before it generates; count completion tokens, without the padding."""
-    whole, generate = trainer._generate_and_score_completions, trainer._generate
-    compute_loss = trainer.compute_loss
+    """Hold GRPO before it generates; count what it sampled."""
+    prepare, generate, loss = trainer._prepare_inputs, trainer._generate, trainer.compute_loss
 
-    def gated_whole(inputs: Any) -> Any:
+    def gated_prepare(*args: Any) -> Any:
         gate.turn()
         gate.phase("generate")
-        found = whole(inputs)
-        mask = found["completion_mask"]
-        gate.count(tokens=int(mask.sum()), rows=len(mask))
-        return found
+        return prepare(*args)
 
     def gated_generate(*args: Any) -> Any:
-        found = generate(*args)
+        prompt_ids, completion_ids, *others = generate(*args)
+        gate.count(tokens=sum(map(len, completion_ids)), rows=len(completion_ids))
         gate.phase("score")
-        return found
+        return prompt_ids, completion_ids, *others
 
     def gated_loss(*args: Any, **kwargs: Any) -> Any:
         gate.phase("train")
-        return compute_loss(*args, **kwargs)
+        return loss(*args, **kwargs)
 
-    trainer._generate_and_score_completions, trainer._generate = gated_whole, gated_generate
+    trainer._prepare_inputs, trainer._generate = gated_prepare, gated_generate
     trainer.compute_loss = gated_loss
 
 
@@ -173,10 +168,7 @@ def fit(
     """Run a trainer over a file of examples, with the faster settings where its own are slow."""
     gate.ready(**versions())
     world = Path(job["world"])
-    precision, _, more = job["variant"].partition("-")
-    settings: dict[str, Any] = {"bf16": precision == "amp", "gradient_checkpointing": False}
-    if precision == "default":
-        settings = {}
+    settings, more = precision(job), job["variant"].partition("-")[2]
     if more == "grouped":
         settings["train_sampling_strategy"] = "group_by_length"
     if more == "precomputed":
@@ -217,6 +209,12 @@ class GateSteps(transformers.TrainerCallback):
         if state.global_step % self.steps == 0:
             self.gate.turn()
             self.gate.phase("train")
+
+
+def precision(job: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a variant; none where TRL's own are left as they are."""
+    name = job["variant"].partition("-")[0]
+    return {} if name == "default" else {"bf16": name == "amp", "gradient_checkpointing": False}
 
 
 def load(path: Path, job: dict[str, Any]) -> Any:
