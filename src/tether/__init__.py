@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tether.engine.generate import generate
     from tether.evaluation.compare import evaluate
+    from tether.models.merge import merge
     from tether.pipeline import run
     from tether.rewards.score import score
     from tether.train.kto import train_kto
-    from tether.train.online import train_ppo
+    from tether.train.online import (
+        train_best_of_n,
+        train_grpo,
+        train_online_dpo,
+        train_ppo,
+        train_reinforce,
+        train_rloo,
+    )
     from tether.train.preference import train_dpo, train_ipo, train_orpo, train_simpo
     from tether.train.reward import train_reward
     from tether.train.sft import train_sft
@@ -22,14 +30,20 @@ __version__ = "0.1.0"
 __all__ = [
     "evaluate",
     "generate",
+    "merge",
     "run",
     "score",
+    "train_best_of_n",
     "train_dpo",
+    "train_grpo",
     "train_ipo",
     "train_kto",
+    "train_online_dpo",
     "train_orpo",
     "train_ppo",
+    "train_reinforce",
     "train_reward",
+    "train_rloo",
     "train_sft",
     "train_simpo",
 ]
@@ -37,14 +51,20 @@ __all__ = [
 _HOME = {
     "evaluate": "tether.evaluation.compare",
     "generate": "tether.engine.generate",
+    "merge": "tether.models.merge",
     "run": "tether.pipeline",
     "score": "tether.rewards.score",
+    "train_best_of_n": "tether.train.online",
     "train_dpo": "tether.train.preference",
+    "train_grpo": "tether.train.online",
     "train_ipo": "tether.train.preference",
     "train_kto": "tether.train.kto",
+    "train_online_dpo": "tether.train.online",
     "train_orpo": "tether.train.preference",
     "train_ppo": "tether.train.online",
+    "train_reinforce": "tether.train.online",
     "train_reward": "tether.train.reward",
+    "train_rloo": "tether.train.online",
     "train_sft": "tether.train.sft",
     "train_simpo": "tether.train.preference",
 }
