@@ -15,7 +15,7 @@ alternate, figures, roofline, world = map(
 )
 
 TINY = world.Size(width=32, layers=2, heads=2, inner=48, vocabulary=200)
-WORK = {"batch_size": 4, "epochs": 2, "minibatches": 2, "max_new_tokens": 8}
+WORK = {"batch_size": 4, "max_new_tokens": 8}
 
 
 # --- the world ------------------------------------------------------------------------------------
@@ -152,14 +152,18 @@ def test_a_worker_that_ends_says_why(tmp_path):
         pass
 
 
-def test_a_round_of_tethers_worker(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "more", "steps"),
+    [("ppo", {"epochs": 2, "minibatches": 2}, 4), ("grpo", {"num": 2, "kl_beta": 0.04}, 1)],
+)
+def test_a_round_of_tethers_worker(tmp_path, task, more, steps):
     world.build(tmp_path, TINY, "fixed")
-    job = {**WORK, "task": "ppo", "world": str(tmp_path), "lengths": "fixed"}
+    job = {**WORK, **more, "task": task, "world": str(tmp_path), "lengths": "fixed"}
     (side,) = alternate.tether_sides("fp32")
     with alternate.started(side, job, tmp_path) as worker:
         row = worker.ask()
     assert worker.facts["torch"] == torch.__version__
-    assert (row["rows"], row["tokens"], row["steps"]) == (4, 4 * 8, 2 * 2)
+    assert (row["rows"], row["tokens"], row["steps"]) == (4, 4 * 8, steps)
     assert set(row["phases"]) == {"generate", "score", "train"}
     assert sum(row["phases"].values()) == pytest.approx(row["cpu_s"], rel=0.05)
     assert row["peak_mib"] > worker.facts["imported_mib"] > 50
