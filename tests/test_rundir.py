@@ -1,7 +1,10 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -352,3 +355,17 @@ def test_any_character_may_stand_in_a_sample(config):
         folder.log({"step": step, "completion": text}, "samples.jsonl")
     opened(config).begin(2)
     assert rows(folder, "samples.jsonl") == [{"step": s, "completion": text} for s in (1, 2)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it in /proc")
+def test_the_peak_is_that_of_this_process_alone():
+    """Not that of the process which started it, here one that held 300 MiB more."""
+    code = "from tether.rundir import peak_memory; print(peak_memory())"
+    child = f"subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    parent = f"import subprocess, sys; held = b'x' * (300 << 20); {child}"
+    alone, beside = (
+        int(subprocess.run([sys.executable, "-c", run], capture_output=True, check=True).stdout)
+        for run in (code, parent)
+    )
+    assert 5 < alone < 250
+    assert abs(beside - alone) < 50
