@@ -320,3 +320,8 @@ def test_data_check_of_a_file_that_is_good_for_nothing(tether, there):
     code, out, err = tether("data check bad.jsonl")
     assert (code, out) == (2, "")
     assert err.startswith("tether: bad.jsonl:2: not JSON")
+
+
+def test_generate_takes_adapters_one_by_one():
+    words = ["--model", "m", "--prompts", "p", "--out", "o", "--adapter", "a", "--adapter=b"]
+    assert cli._parse("generate", words).adapters == ("a", "b")

@@ -176,6 +176,8 @@ def _parse(kind: str, arguments: list[str]) -> Any:
         if kind == "score" and len(rewards) != 1:
             raise ConfigError(f"score takes one --reward, not {len(rewards)}")
         taken = {"reward": rewards[0]} if kind == "score" else {"rewards": tuple(rewards)}
+    if kind == "generate" and (adapters := _take(arguments, "--adapter")):
+        taken["adapters"] = tuple(adapters)
     if kind == "evaluate":
         models = [_named(word) for word in _take(arguments, "--model") or example]
         scorers = [_named(word) for word in _take(arguments, "--reward") or example]
