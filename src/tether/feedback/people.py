@@ -44,7 +44,7 @@ def invite(store: Store, name: str, *, group: str = "", role: Role = "labeler") 
     with store.write() as db:
         row = db.execute("SELECT role, team FROM people WHERE name = ?", (name,)).fetchone()
         if row is not None and row["role"] != role:
-            raise DataError(f"{name!r} is a {row['role']} already; choose another name")
+            raise DataError(f"name={name!r} is taken by the {row['role']}; choose another")
         db.execute(
             "INSERT INTO people (name, role, team, token, joined) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET token = excluded.token, revoked = NULL, "

@@ -10,7 +10,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -206,18 +206,18 @@ class Store:
 
     def add_items(self, items: Iterable[Item]) -> int:
         """Add items that are not there yet, by their texts; return how many were new."""
-        place = random.Random(time.time_ns())
         with self.write() as db:
             before = db.total_changes
             db.executemany(
                 "INSERT INTO items (key, prompt, completions, sources, category, gold, size, "
                 "needed, place, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (key) DO NOTHING",
-                (self._row(item, place.random()) for item in items),
+                (self._row(item) for item in items),
             )
             return db.total_changes - before
 
-    def _row(self, item: Item, place: float) -> tuple[Any, ...]:
+    def _row(self, item: Item) -> tuple[Any, ...]:
+        place = random.Random(f"{self.project.seed}/{item.key}").random()
         needed = self.project.num_labelers if item.gold is None else MOST
         texts = (json.dumps(one) for one in (item.prompt, item.completions, item.sources))
         gold = None if item.gold is None else json.dumps(item.gold)
@@ -252,6 +252,17 @@ class Store:
             for row in rows
             if (not labelers or row["name"] in labelers) and (not groups or row["team"] in groups)
         ]
+
+    def set_uncertainties(self, uncertainties: Mapping[str, float]) -> None:
+        """How uncertain the order of each item (by its key) is, from 0 to 1; for active choice."""
+        with self.write() as db:
+            query = "UPDATE items SET uncertainty = ? WHERE key = ?"
+            db.executemany(query, ((value, key) for key, value in uncertainties.items()))
+
+    def retire(self, key: str, retired: bool) -> None:
+        """Show an item to nobody any more, or to people again; its judgments stay."""
+        with self.write() as db:
+            db.execute("UPDATE items SET retired = ? WHERE key = ?", (int(retired), key))
 
     def _require(self, what: str, names: Sequence[str], known: set[str]) -> None:
         for name in names:
