@@ -23,6 +23,7 @@ RUNNERS = {
     "sft": "tether.train.sft:train_sft",
     "generate": "tether.engine.generate:generate",
     "simulate": "tether.feedback.label:label",
+    "collect": "tether.feedback.collect:collect",
     "reward": "tether.train.reward:train_reward",
     "ppo": "tether.train.online:train_ppo",
     "grpo": "tether.train.online:train_grpo",
@@ -44,6 +45,7 @@ RUNNERS = {
 DATA_OF = {
     "generate": "completions.jsonl",
     "simulate": "rankings.jsonl",
+    "collect": "pairs.jsonl",
     "score": "scores.jsonl",
 }
 """What "stage:NAME" means where a record file is wanted; else it is the stage's model."""

@@ -17,6 +17,7 @@ from tether.config.online import (
     RLOOConfig,
 )
 from tether.config.records import (
+    CollectConfig,
     GenerateConfig,
     PrepareConfig,
     SandboxConfig,
@@ -41,6 +42,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "sft": SFTConfig,
     "generate": GenerateConfig,
     "simulate": SimulateConfig,
+    "collect": CollectConfig,
     "reward": RewardModelConfig,
     "ppo": PPOConfig,
     "grpo": GRPOConfig,
@@ -62,6 +64,7 @@ STAGES: dict[str, type[StageConfig]] = {
 __all__ = [
     "STAGES",
     "BestOfNConfig",
+    "CollectConfig",
     "DPOConfig",
     "EvaluateConfig",
     "FitConfig",

@@ -1,9 +1,10 @@
 """Settings of the stages that make records: completions, scores, rankings, a world."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tether.config.base import StageConfig
-from tether.sections import RewardConfig, SamplingConfig, positive
+from tether.sections import RewardConfig, SamplingConfig, positive, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,39 @@ class SimulateConfig(StageConfig):
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         positive("scale", self.scale)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectConfig(StageConfig):
+    """Have completions judged, by people or by simulated labelers; all judgments so far come out."""
+
+    data: str
+    """Completions: what `tether generate` wrote"""
+    project: str = "feedback.db"
+    """Feedback project that they are added to, made where it is missing. A bare name lies beside
+    the stage's folder, so that the rounds of a recipe share it"""
+    criterion: str = "helpful"
+    """What is judged"""
+    mode: Literal["rank", "pair", "thumbs"] = "rank"
+    """rank: order all completions; pair: the better of two, and how much; thumbs: up or down"""
+    num_labelers: int = 3
+    """Different labelers an item"""
+    enough: float = 1.0
+    """Share of the judgments wanted that must be there before the stage goes on"""
+    scorer: str = ""
+    """Known score that simulated labelers judge by: file.py:function; "" = people judge"""
+    scale: float = 1.0
+    """Factor on those scores before the labelers' noise, which is in units of the sandbox's score"""
+    labelers: tuple[str, ...] = ()
+    """Only what these labelers judged comes out; none = everybody"""
+    groups: tuple[str, ...] = ()
+    """Only what labelers of these groups judged comes out; none = all"""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        positive("num_labelers", self.num_labelers)
+        positive("scale", self.scale)
+        require(0 < self.enough <= 1, "enough", self.enough, "must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
