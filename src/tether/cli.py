@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command is known, so `tether --help` answers at once.
 """
 
+import contextlib
 import os
 import sys
 import typing
@@ -37,8 +38,16 @@ Other methods, with the settings of ppo or of reward
   tether dpo       tether ipo       tether simpo           from pairs, without a reward model
   tether orpo      tether kto                              from pairs; from thumbs up and down
 
-Feedback, reports, data
+Feedback of people
+  tether feedback import PROJECT.db --data FILE|-          a project from completions, or more items
+  tether label PROJECT.db                                  the page where people judge
+  tether feedback invite|revoke PROJECT.db NAME            personal links, for other machines
+  tether feedback agreement PROJECT.db|FILE                consensus, agreement, each labeler
+  tether feedback export PROJECT.db --to pairs --out FILE  rankings, thumbs, hh, openai as well
+  tether reward|dpo|kto --data PROJECT.db …                train on a project directly
   tether feedback simulate --data FILE --scorer file.py:function --out DIR
+
+Reports, data
   tether report DIR                      write DIR/report.html anew
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
@@ -269,13 +278,56 @@ def _named(word: str) -> tuple[str, str]:
     return (parts or [word])[-1], word
 
 
+def function(name: str, path: str) -> Callable[[list[str]], None]:
+    """The command of a function `module:name`, whose signature is its command line."""
+
+    def command(arguments: list[str]) -> None:
+        import tyro
+
+        from tether.functions import load_function
+
+        flags = (tyro.conf.FlagCreatePairsOff,)
+        tyro.cli(load_function(path), args=arguments, prog=f"tether {name}", config=flags)
+
+    return command
+
+
+def generate(arguments: list[str]) -> None:
+    """Sample completions; with `--out -` they go to standard output, for a pipe."""
+    if _take(list(arguments), "--out") != ["-"]:
+        return stage("generate")(arguments)
+    import shutil
+    import tempfile
+
+    _take(arguments, "--out")
+    out = sys.stdout
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        stage("generate")([*arguments, "--out", f"{folder}/out"])
+        with open(f"{folder}/out/completions.jsonl", encoding="utf-8") as rows:
+            shutil.copyfileobj(rows, out)
+    return None
+
+
+FUNCTIONS = {
+    "label": "tether.web.app:serve",
+    "feedback import": "tether.feedback.commands:import_items",
+    "feedback export": "tether.feedback.commands:export_labels",
+    "feedback invite": "tether.feedback.commands:invite_person",
+    "feedback revoke": "tether.feedback.commands:revoke_person",
+    "feedback agreement": "tether.feedback.commands:print_agreement",
+    "feedback scores": "tether.feedback.commands:import_scores",
+}
+"""Commands that are functions of another module; imported only when they are called."""
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "run": run,
     "plan": plan,
     **{kind: stage(kind) for kind in ("sft", "reward", *ONLINE, *OFFLINE)},
-    **{kind: stage(kind) for kind in ("generate", "score", "evaluate", "merge")},
+    **{kind: stage(kind) for kind in ("score", "evaluate", "merge")},
+    "generate": generate,
     "feedback simulate": stage("simulate"),
+    **{name: function(name, path) for name, path in FUNCTIONS.items()},
     "report": report,
     "data check": check_data,
 }

@@ -55,7 +55,7 @@ class SimulateConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectConfig(StageConfig):
-    """Have completions judged, by people or by simulated labelers; all judgments so far come out."""
+    """Have completions judged, by people or simulated labelers; all judgments so far come out."""
 
     data: str
     """Completions: what `tether generate` wrote"""
@@ -73,7 +73,7 @@ class CollectConfig(StageConfig):
     scorer: str = ""
     """Known score that simulated labelers judge by: file.py:function; "" = people judge"""
     scale: float = 1.0
-    """Factor on those scores before the labelers' noise, which is in units of the sandbox's score"""
+    """Factor on those scores before the labelers' noise, in units of the sandbox's score"""
     labelers: tuple[str, ...] = ()
     """Only what these labelers judged comes out; none = everybody"""
     groups: tuple[str, ...] = ()

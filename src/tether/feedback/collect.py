@@ -74,14 +74,15 @@ def open_project(config: CollectConfig) -> Store:
     """The project that the rounds of a recipe share, made where it is missing."""
     bare = Path(config.project).name == config.project
     path = Path(config.out).parent / config.project if bare else Path(config.project)
-    simulated = {"repeat_share": 0.0, "gold_share": 0.0} if config.scorer else {}
+    people = not config.scorer
     asked = Project(
         name=path.parent.name or path.stem,
         criterion=config.criterion,
         mode=config.mode,
         num_labelers=config.num_labelers,
+        repeat_share=0.05 if people else 0.0,
+        gold_share=0.05 if people else 0.0,
         seed=config.seed,
-        **simulated,
     )
     if not path.exists():
         return Store.create(path, asked)
@@ -155,7 +156,7 @@ def judge_all(store: Store, labelers: Sequence[Labeler], scores: Scores, seed: i
                     waiting.remove((labeler, person))
                     continue
                 prompt, texts = as_text(given.prompt), list(map(as_text, given.completions))
-                # Noise depends on who judges what, not on when: a run that was killed goes on alike.
+                # Noise depends on who judges what, not when: a run that was killed goes on alike.
                 text = json.dumps([seed, labeler.name, prompt, sorted(texts)])
                 stream = np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
                 golds = [scores[prompt, text] for text in texts]
