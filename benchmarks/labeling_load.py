@@ -1,7 +1,7 @@
 """Many labelers at once: latency of "submit and get the next item", and that nothing is lost.
 
     python benchmarks/labeling_load.py                       200 labelers, 20,000 judgments
-    python benchmarks/labeling_load.py --kills 20            the server is killed (kill -9) meanwhile
+    python benchmarks/labeling_load.py --kills 20            kill -9 of the server meanwhile
 
 The server is `tether label` in a process of its own. Every labeler joins by invitation, holds one
 item in advance as the page does, thinks for an exponential time, submits and gets the next item in
