@@ -91,13 +91,13 @@ class _Counted(NamedTuple):
 
 
 def _count(data: Ratings) -> _Counted | None:
-    from scipy.sparse import coo_array
+    from scipy.sparse import coo_array  # pyright: ignore[reportMissingTypeStubs]
 
     values, code = np.unique(data.value, return_inverse=True)
     if len(values) < 2:
         return None
     shape = (len(data.cluster), len(values))
-    counts = coo_array((np.ones(len(code)), (data.unit, code)), shape=shape).tocsr()
+    counts: Any = coo_array((np.ones(len(code)), (data.unit, code)), shape=shape).tocsr()
     sizes = np.asarray(counts.sum(axis=1)).reshape(-1)
     several = np.flatnonzero(sizes >= 2)
     if len(several) == 0:
@@ -110,7 +110,8 @@ def _draws(generator: np.random.Generator, number: int, cluster: NDArray[np.intp
     """(number, clusters): how often each cluster is drawn."""
     size = int(cluster.max()) + 1
     drawn = generator.integers(size, size=(number, size)) + size * np.arange(number)[:, None]
-    return np.bincount(drawn.reshape(-1), minlength=number * size).reshape(number, size) * 1.0
+    times = np.bincount(drawn.reshape(-1), minlength=number * size)
+    return times.reshape(number, size).astype(np.float64)
 
 
 def _alphas(counted: _Counted, draws: Floats, metric: Metric) -> Floats:
@@ -149,9 +150,10 @@ def fleiss_kappa(counts: Num[np.ndarray, "U C"]) -> float:
     counts, sizes = counts[sizes >= 2].astype(np.float64), sizes[sizes >= 2]
     if len(counts) == 0:
         return float("nan")
-    same = np.mean(np.sum(counts * (counts - 1), axis=1) / (sizes * (sizes - 1)))
-    chance = np.sum((counts.sum(axis=0) / counts.sum()) ** 2)
-    return float((same - chance) / (1 - chance)) if chance < 1 else float("nan")
+    alike: Floats = np.sum(counts * (counts - 1), axis=1) / (sizes * (sizes - 1))
+    same = float(np.mean(alike))
+    chance = float(np.sum((counts.sum(axis=0) / counts.sum()) ** 2))
+    return (same - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
 # --- judgments ------------------------------------------------------------------------------------
@@ -190,7 +192,8 @@ def sign_ratings(blocks: Sequence[Block], seed: int = 0) -> Ratings:
         num_pairs = block.signs.shape[1]
         turned = np.where(generator.random((len(block.keys), num_pairs)) < 0.5, -1.0, 1.0)
         signs = block.signs if block.thumbs else block.signs * turned[block.item]
-        units = num_units + block.item[:, None] * num_pairs + np.arange(num_pairs)
+        first = num_units + block.item[:, None] * num_pairs
+        units: NDArray[np.intp] = first + np.arange(num_pairs)
         unit.append(units[block.compared])
         value.append(signs[block.compared] + 0.0)  # no -0.0
         cluster.append(num_items + np.repeat(np.arange(len(block.keys)), num_pairs))

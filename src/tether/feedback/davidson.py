@@ -199,7 +199,7 @@ def _newton(
         gradient = push @ block.ends - ridge * s
         mixed = -(block.total * even * lead / 2) @ block.ends
         matrix = block.curvature(block.total * (win + loss - lead**2) / 4, ridge)
-        both = np.linalg.solve(matrix, np.stack([gradient, mixed], axis=-1))
+        both: Floats = np.linalg.solve(matrix, np.stack([gradient, mixed], axis=-1)).astype(float)
         slope += np.sum(block.counts[..., 1] - block.total * even) - np.sum(mixed * both[..., 0])
         curvature += np.sum(block.total * even * (1 - even)) - np.sum(mixed * both[..., 1])
         solved.append(both)

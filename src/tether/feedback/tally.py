@@ -50,6 +50,10 @@ class Block(NamedTuple):
         """K, with the bar."""
         return size_of(self.signs.shape[1])
 
+    def num_judgments(self) -> list[int]:
+        """Of each item."""
+        return np.bincount(self.item, minlength=len(self.keys)).tolist()
+
     def mid_ranks(self) -> Float[np.ndarray, "J K"]:
         """Places from 1, equal ones and fails sharing theirs: (K + 1)/2 less half the net wins."""
         first, second = pairs_of(self.size)
