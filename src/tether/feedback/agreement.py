@@ -32,7 +32,7 @@ class Ratings(NamedTuple):
     cluster: Int[np.ndarray, " U"]
 
 
-def ratings(units: Sequence[Sequence[float]] | Float[np.ndarray, "U raters"]) -> Ratings:
+def ratings(units: Sequence[Sequence[float | int]] | Num[np.ndarray, "U raters"]) -> Ratings:
     """Values by unit: a table with NaN where a rater gave none, or a list of values for each."""
     rows = [np.asarray(row, dtype=np.float64) for row in units]
     unit = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
@@ -117,23 +117,32 @@ def _draws(generator: np.random.Generator, number: int, cluster: NDArray[np.intp
 def _alphas(counted: _Counted, draws: Floats, metric: Metric) -> Floats:
     """α for each row of `draws`, which says how often each cluster counts."""
     times = draws[:, counted.cluster]  # (B, U)
-    marginal = (counted.counts.T @ times.T).T  # (B, C)
+    marginal: Floats = (counted.counts.T @ times.T).T  # (B, C)
     total = marginal.sum(axis=1)
-    pairs = times / (counted.sizes - 1)
-    if metric == "nominal":
-        apart = counted.sizes**2 - np.asarray((counted.counts**2).sum(axis=1)).reshape(-1)
-        observed, expected = pairs @ apart, total**2 - np.sum(marginal**2, axis=1)
+    if metric == "ordinal":  # δ is the difference of mid-ranks, which depend on the draw
+        place = np.cumsum(marginal, axis=1) - marginal / 2
+        observed = np.sum(times * _apart(counted, place), axis=1)
+    elif metric == "interval":
+        place = counted.values[None] - counted.values.mean()
+        observed = times @ _apart(counted, place)[0]
     else:
-        if metric == "ordinal":  # δ is the difference of mid-ranks, which depend on the draw
-            place = np.cumsum(marginal, axis=1) - marginal / 2
-        else:
-            place = np.broadcast_to(counted.values - counted.values.mean(), marginal.shape)
-        place = place - np.sum(marginal * place, axis=1, keepdims=True) / total[:, None]
-        sums, squares = (counted.counts @ place.T).T, (counted.counts @ place.T**2).T
-        observed = np.sum(pairs * 2 * (counted.sizes * squares - sums**2), axis=1)
-        expected = 2 * total * np.sum(marginal * place**2, axis=1)
+        same = np.asarray((counted.counts**2).sum(axis=1)).reshape(-1)
+        observed = times @ ((counted.sizes**2 - same) / (counted.sizes - 1))
+        place = None
+    if place is None:
+        expected = total**2 - np.sum(marginal**2, axis=1)
+    else:
+        mean = np.sum(marginal * place, axis=1, keepdims=True) / total[:, None]
+        expected = 2 * total * np.sum(marginal * (place - mean) ** 2, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(expected > 0, 1 - (total - 1) * observed / expected, np.nan)
+
+
+def _apart(counted: _Counted, place: Floats) -> Floats:
+    """(B, U): Σ (place - place')²/(m - 1) over the ordered pairs of a unit's values."""
+    place = place - place.mean(axis=1, keepdims=True)
+    sums, squares = (counted.counts @ place.T).T, (counted.counts @ place.T**2).T
+    return 2 * (counted.sizes * squares - sums**2) / (counted.sizes - 1)
 
 
 def fleiss_kappa(counts: Num[np.ndarray, "U C"]) -> float:
@@ -193,7 +202,7 @@ def sign_ratings(blocks: Sequence[Block], seed: int = 0) -> Ratings:
         turned = np.where(generator.random((len(block.keys), num_pairs)) < 0.5, -1.0, 1.0)
         signs = block.signs if block.thumbs else block.signs * turned[block.item]
         first = num_units + block.item[:, None] * num_pairs
-        units: NDArray[np.intp] = first + np.arange(num_pairs)
+        units = first + np.arange(num_pairs, dtype=np.intp)
         unit.append(units[block.compared])
         value.append(signs[block.compared] + 0.0)  # no -0.0
         cluster.append(num_items + np.repeat(np.arange(len(block.keys)), num_pairs))

@@ -67,7 +67,7 @@ def habits(
     )
 
 
-def wilson(count: float, total: int) -> Share:
+def wilson(count: float | int, total: int) -> Share:
     """A share with its 95% interval, which is never empty, not even at 0 or 1.
 
         (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n)

@@ -82,8 +82,8 @@ def leave_one_out(tallied: Tally) -> list[Floats]:
         scale = np.sqrt(np.sum(wanted**2, axis=1) * np.sum(block.signs**2, axis=1))
         number = np.bincount(block.item, minlength=len(block.keys))[block.item]
         tau = agree / np.maximum(scale, 1)
-        for labeler in np.unique(block.labeler).tolist():
-            taus[labeler].append(tau[(block.labeler == labeler) & (number > 1)])
+        for labeler, parts in enumerate(taus):
+            parts.append(tau[(block.labeler == labeler) & (number > 1)])
     return [np.concatenate(parts) if parts else np.zeros(0) for parts in taus]
 
 

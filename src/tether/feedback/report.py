@@ -27,7 +27,7 @@ from tether.progress import results
 from tether.records import PreferencePair, Ranking, Thumb, from_dict, read_jsonl
 from tether.statistics import Interval
 
-RESAMPLES = 400
+RESAMPLES = 200
 SHOWN = 5  # disputed items in print
 
 

@@ -25,7 +25,7 @@ HELD_OUT = 1000  # judgments by which a ridge is chosen, about
 NO_TIES = 1e-9  # ν of thumbs, which are up or down
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Consensus:
     """What the labelers of one item say together, in the stored order of its completions.
 
@@ -194,15 +194,11 @@ def _consensus(block: Block, strengths: Strengths) -> dict[str, Consensus]:
     mean_ranks = (size + 1) / 2 - lead.sum(axis=2) / 2
     pairs = np.unique(np.stack([block.item, block.labeler]), axis=1)
     num_labelers = np.bincount(pairs[0], minlength=len(block.keys))
-    return {
-        block.keys[i]: Consensus(
-            scores=[2 * scores[i, 0].item()] if block.thumbs else scores[i].tolist(),
-            errors=[2 * errors[i, 0].item()] if block.thumbs else errors[i].tolist(),
-            beats=[[0.5]] if block.thumbs else beats[i].tolist(),
-            shares=[[0.5]] if block.thumbs else ((1 + lead[i]) / 2).tolist(),
-            mean_ranks=[1.0] if block.thumbs else mean_ranks[i].tolist(),
-            up=beats[i, 0, 1].item() if block.thumbs else None,
-            num_labelers=int(num_labelers[i]),
-        )
-        for i in np.flatnonzero(num_labelers)
-    }
+    up = [None] * len(block.keys)
+    if block.thumbs:  # the one completion, as it stands to the bar
+        up = beats[:, 0, 1].tolist()
+        scores, errors = 2 * scores[:, :1], 2 * errors[:, :1]
+        beats, lead, mean_ranks = beats[:, :1, :1], lead[:, :1, :1], np.ones((len(up), 1))
+    columns = (scores, errors, beats, (1 + lead) / 2, mean_ranks)
+    rows = zip(*(column.tolist() for column in columns), up, num_labelers.tolist(), strict=True)
+    return {key: Consensus(*row) for key, row in zip(block.keys, rows, strict=True) if row[-1] > 0}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
 from tether.feedback.judgments import Item, Judgment, Ranks
@@ -63,7 +63,7 @@ class Block(NamedTuple):
             ranks[:, j] += self.signs[:, pair] / 2
         return ranks
 
-    def of_items(self, values: Float[np.ndarray, "J *rest"]) -> Float[np.ndarray, "n *rest"]:
+    def of_items(self, values: Shaped[np.ndarray, "J *rest"]) -> Float[np.ndarray, "n *rest"]:
         """The sum over each item's judgments."""
         return sums_by(self.item, values, len(self.keys))
 
@@ -137,7 +137,7 @@ def size_of(num_pairs: int) -> int:
 
 
 def sums_by(
-    group: Int[np.ndarray, " J"], values: Float[np.ndarray, "J *rest"], num_groups: int
+    group: Int[np.ndarray, " J"], values: Shaped[np.ndarray, "J *rest"], num_groups: int
 ) -> Float[np.ndarray, "n *rest"]:
     """The sum of each group's rows."""
     flat = values.reshape(len(values), -1)
