@@ -38,7 +38,7 @@ class ExportConfig:
     path: str
     """The project: a file NAME.db"""
     to: To
-    """pairs, rankings, thumbs: our records; hh: transcripts as in HH-RLHF; openai: OpenAI's pairs"""
+    """pairs, rankings, thumbs: our records; hh: HH-RLHF's transcripts; openai: OpenAI's pairs"""
     out: str
     """JSONL file; with a test share FILE.test beside it"""
     labelers: tuple[str, ...] = ()
@@ -316,10 +316,10 @@ def _messages(text: Text, role: str) -> list[Message]:
 
 
 def transcript(prompt: Text, completion: Text) -> str:
-    """A dialogue as HH-RLHF writes it: turns that open with "\\n\\nHuman:" or "\\n\\nAssistant:".
+    r"""A dialogue as HH-RLHF writes it: turns open with "\n\nHuman:" or "\n\nAssistant:".
 
     The format has no way to quote, so what would open a turn within a text loses its blank line
-    ("\\n\\nHuman:" becomes "\\nHuman:"): a completion cannot put words into the human's mouth. A
+    ("\n\nHuman:" becomes "\nHuman:"): a completion cannot put words into the human's mouth. A
     prompt that is such a transcript already stays as it is. A system message opens the human turn
     that follows.
     """

@@ -237,41 +237,46 @@ def _insert(db: sqlite3.Connection, key: str, label: Label, earlier: int) -> Non
     query = "SELECT 1 FROM judgments WHERE submission = ?"
     if db.execute(query, (submission,)).fetchone() is not None:
         return
-    now, order = time.time(), json.dumps(list(range(len(label.completions))))
+    now = time.time()
     db.execute(
         "INSERT INTO people (name, role, team, joined) VALUES (?, 'labeler', ?, ?) "
         "ON CONFLICT (name) DO UPDATE SET team = excluded.team WHERE team = ''",
         (label.labeler, label.group, now),
     )
+    order = json.dumps(list(range(len(label.completions))))
     place = {"key": key, "labeler": label.labeler, "repeat": min(earlier, 1), "shown": order}
-    standing = db.execute(
-        "SELECT j.id, j.submission FROM judgments AS j "
-        "JOIN assignments AS a ON a.id = j.assignment JOIN items AS i ON i.id = a.item "
-        "JOIN people AS p ON p.id = a.labeler WHERE i.key = :key AND p.name = :labeler "
-        "AND a.repeat = :repeat ORDER BY j.id DESC LIMIT 1",
-        place,
-    ).fetchone()
+    standing = db.execute(_STANDING, place).fetchone()
     if standing is not None and not standing["submission"].startswith("import-"):
         return
-    row = db.execute(
-        "INSERT INTO assignments (item, labeler, repeat, shown, state, expires, due) "
-        "SELECT i.id, p.id, :repeat, :shown, 'done', 0, 0 FROM items AS i, people AS p "
-        "WHERE i.key = :key AND p.name = :labeler "
-        "ON CONFLICT (item, labeler, repeat) DO UPDATE SET state = 'done' RETURNING id, labeler",
-        place,
-    ).fetchone()
-    db.execute(
-        "INSERT INTO judgments (submission, assignment, labeler, verdict, ranks, strength, shown, "
-        "instructions, seconds, created, supersedes) VALUES (?, ?, ?, 'ranked', ?, ?, 'null', "
-        "(SELECT max(version) FROM instructions), ?, ?, ?)",
-        (
-            submission,
-            row["id"],
-            row["labeler"],
-            json.dumps(label.ranks),
-            label.strength,
-            label.seconds,
-            now,
-            None if standing is None else standing["id"],
-        ),
-    )
+    row = db.execute(_ASSIGN, place).fetchone()
+    values = {
+        "submission": submission,
+        "assignment": row["id"],
+        "labeler": row["labeler"],
+        "ranks": json.dumps(label.ranks),
+        "strength": label.strength,
+        "seconds": label.seconds,
+        "created": now,
+        "supersedes": None if standing is None else standing["id"],
+    }
+    db.execute(_JUDGE, values)
+
+
+_STANDING = (
+    "SELECT j.id, j.submission FROM judgments AS j "
+    "JOIN assignments AS a ON a.id = j.assignment JOIN items AS i ON i.id = a.item "
+    "JOIN people AS p ON p.id = a.labeler WHERE i.key = :key AND p.name = :labeler "
+    "AND a.repeat = :repeat ORDER BY j.id DESC LIMIT 1"
+)
+_ASSIGN = (
+    "INSERT INTO assignments (item, labeler, repeat, shown, state, expires, due) "
+    "SELECT i.id, p.id, :repeat, :shown, 'done', 0, 0 FROM items AS i, people AS p "
+    "WHERE i.key = :key AND p.name = :labeler "
+    "ON CONFLICT (item, labeler, repeat) DO UPDATE SET state = 'done' RETURNING id, labeler"
+)
+_JUDGE = (
+    "INSERT INTO judgments (submission, assignment, labeler, verdict, ranks, strength, shown, "
+    "instructions, seconds, created, supersedes) VALUES (:submission, :assignment, :labeler, "
+    "'ranked', :ranks, :strength, 'null', (SELECT max(version) FROM instructions), :seconds, "
+    ":created, :supersedes)"
+)
