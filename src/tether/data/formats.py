@@ -149,6 +149,7 @@ def _project_rows(path: Path, what: str) -> Iterator[tuple[Row, str]]:
             f"records with `tether feedback export {path} --to pairs --out FILE`"
         )
     store.close()
+    export.require_some(rows, store, f"{what}s")
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}: {what} {number}"
 

@@ -65,6 +65,7 @@ def export_feedback(config: ExportConfig) -> list[Path]:
     """
     store = Store(config.path)
     found = _export(store, config.to, config.labelers, config.groups, config.each)
+    require_some(found, store, config.to)
     test = [row for prompt, row in found if in_test(prompt, config.test_share)]
     train = [row for prompt, row in found if not in_test(prompt, config.test_share)]
     written = {Path(config.out): train}
@@ -105,8 +106,11 @@ def export(
         each: True gives rows of each labeler alone, with `labeler`, as `groups.by_labeler` parts
             them.
 
+    Returns:
+        The rows, item by item; none where nothing is decided.
+
     Raises:
-        DataError: Nothing is decided, or a labeler or group is unknown.
+        DataError: A labeler or group is unknown.
     """
     return [row for _, row in _export(_opened(store), to, labelers, groups, each)]
 
@@ -143,17 +147,24 @@ def _export(
             by_item.setdefault(judgment.item, []).append(judgment)
         outcomes = [_Outcome(items[key], by_item[key], opinions[key]) for key in by_item]
     make = {"rankings": _rankings, "thumbs": _thumbs}.get(to, _pairs)
-    rows = [
+    return [
         (outcome.item.prompt, _shaped(to, record))
         for outcome in outcomes
         for record in make(outcome, store.project.criterion, each)
     ]
+
+
+def require_some(rows: Sequence[object], store: Store, what: str) -> None:
+    """Refuse to go on with nothing.
+
+    Raises:
+        DataError: There are no rows.
+    """
     if not rows:
         raise DataError(
-            f"{store.path}: no {to} yet, of {len(said)} judgments; label some items with "
+            f"{store.path}: holds no {what}: its judgments decide none; label some items with "
             f"`tether label {store.path}`"
         )
-    return rows
 
 
 def _one_voice(judgments: Sequence[Judgment]) -> list[Judgment]:

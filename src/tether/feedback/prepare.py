@@ -19,9 +19,9 @@ from tether.feedback.labels import (
     read_rows,
     split,
 )
-from tether.feedback.store import Mode, NextItem, Project, Store
+from tether.feedback.store import Mode, NextItem, Project, Store, is_project
 from tether.progress import console
-from tether.records import Ranking, Text, from_dict, shown
+from tether.records import Completions, Ranking, Text, from_dict, shown
 from tether.sections import not_negative, require
 
 Row = dict[str, Any]
@@ -70,6 +70,8 @@ class ImportConfig:
     """Of the order in which labelers see completions, and of the pairs drawn (0)"""
 
     def __post_init__(self) -> None:
+        rule = "must be a file name that ends in .db"
+        require(is_project(self.path), "path", self.path, rule)
         rule = "must name at least one file"
         require(bool(self.data or self.gold or self.instructions), "data", self.data, rule)
         not_negative("pairs", self.pairs)
@@ -102,7 +104,8 @@ def import_feedback(config: ImportConfig) -> Imported:
     text = _read_instructions(config.instructions)
     gold = list(_gold(config.gold, project.mode)) if config.gold else []
     if config.labels == "none":
-        items, skipped = make_items(read_rows(config.data), project, pairs=config.pairs)
+        rows = (candidates(row, where) for where, row in read_rows(config.data))
+        items, skipped = make_items(rows, project, pairs=config.pairs)
         labels = []
     else:
         items, skipped = [], 0
@@ -160,24 +163,41 @@ def _gold(path: str, mode: Mode) -> Iterator[Item]:
 # --- rows to items --------------------------------------------------------------------------------
 
 
-def import_items(store: Store, rows: Iterable[tuple[str, Row]], *, pairs: int = 0) -> int:
-    """Add items made of rows to a project; return how many were new.
+class Candidates(NamedTuple):
+    """Completions of one prompt; `where` tells where they are from, "FILE:LINE"."""
+
+    prompt: Text
+    completions: Sequence[Text]
+    category: str = ""
+    model: str = ""
+    where: str = "completions"
+
+
+def import_items(
+    store: Store, records: Iterable[Completions | Candidates], *, pairs: int = 0
+) -> int:
+    """Add items made of completions to a project; return how many were new.
 
     Args:
-        store: The project, whose mode says what an item is.
-        rows: ("FILE:LINE", row) of each, as `make_items` takes them.
+        store: The project, whose mode says what an item is (`make_items`).
+        records: Completions, of any number of models.
         pairs: In pair mode, how many pairs are drawn of a prompt's completions; 0 = all.
 
     Raises:
-        DataError: A row has no completions, or a prompt too many; nothing was added then.
+        DataError: A prompt has more completions than can be ranked; nothing was added then.
     """
-    return store.add_items(make_items(rows, store.project, pairs=pairs)[0])
+    given = (one if isinstance(one, Candidates) else _candidates(one) for one in records)
+    return store.add_items(make_items(given, store.project, pairs=pairs)[0])
+
+
+def _candidates(record: Completions) -> Candidates:
+    return Candidates(record.prompt, record.completions, record.category, record.model)
 
 
 def make_items(
-    rows: Iterable[tuple[str, Row]], project: Project, *, pairs: int = 0
+    records: Iterable[Candidates], project: Project, *, pairs: int = 0
 ) -> tuple[list[Item], int]:
-    """Items of a project's mode from the rows of completions, pairs or rankings.
+    """Items of a project's mode.
 
     All completions of a prompt come together, whichever model or file they are from; a text that
     several models wrote is one completion. Rank: one item a prompt; pair: one for each pair of
@@ -187,11 +207,11 @@ def make_items(
         The items, and the number of prompts without two different completions (rank and pair).
 
     Raises:
-        DataError: A row has no completions, or a prompt more than can be ranked.
+        DataError: A prompt has more completions than can be ranked.
     """
     items: list[Item] = []
     skipped = 0
-    for answers in _gather(rows):
+    for answers in _gather(records):
         size = len(answers.texts)
         if project.mode == "thumbs":
             items += [answers.item([i]) for i in range(size)]
@@ -240,21 +260,23 @@ class _Answers:
         )
 
 
-def _gather(rows: Iterable[tuple[str, Row]]) -> Iterable[_Answers]:
+def _gather(records: Iterable[Candidates]) -> Iterable[_Answers]:
     found: dict[str, _Answers] = {}
-    for where, row in rows:
-        record = _texts(row, where)
+    for record in records:
         key = json.dumps(record.prompt, sort_keys=True)
-        answers = found.setdefault(key, _Answers(record.prompt, record.category, where))
-        answers.where = where
-        model = row.get("model")
+        answers = found.setdefault(key, _Answers(record.prompt, record.category, record.where))
+        answers.where = record.where
         for text in record.completions:
-            answers.add(text, model if isinstance(model, str) else "")
+            answers.add(text, record.model)
     return found.values()
 
 
-def _texts(row: Row, where: str) -> Ranking:
-    """The prompt and the completions of a row, as a ranking without ranks."""
+def candidates(row: Row, where: str) -> Candidates:
+    """The texts of a row of completions, of a demonstration, a pair or a ranking.
+
+    Raises:
+        DataError: A field is missing or breaks its rule.
+    """
     if "completions" in row:
         texts = row["completions"]
     elif {"chosen", "rejected"} <= row.keys():
@@ -268,7 +290,10 @@ def _texts(row: Row, where: str) -> Ranking:
             "(what `tether generate` writes), with completion, or with chosen + rejected"
         )
     blank = [None] * len(cast("list[Any]", texts)) if isinstance(texts, list) else []
-    return from_dict(Ranking, {**row, "completions": texts, "ranks": blank}, where)
+    read = from_dict(Ranking, {**row, "completions": texts, "ranks": blank}, where)
+    model = row.get("model")
+    by = model if isinstance(model, str) else ""
+    return Candidates(read.prompt, read.completions, read.category, by, where)
 
 
 def _drawn(answers: _Answers, number: int, seed: int) -> list[tuple[int, int]]:
