@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tether.errors import DataError
 from tether.feedback.elsewhere import read_labels
@@ -235,6 +237,14 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
             read_labels(str(tmp_path / "bytes"), source)
 
 
+def test_half_of_a_character(file):
+    text = json.dumps([task([ranker({"rank": ["m1", "m2", "m3"]})])]).replace("Why?", "\\ud83d")
+    with pytest.raises(DataError, match=r"export\.json: holds half of a character"):
+        read_labels(file(text), "label-studio")
+    whole = text.replace("\\ud83d", "\\ud83d\\ude00")
+    assert read_labels(file(whole), "label-studio")[0].prompt == "\U0001f600"
+
+
 # --- into a project -------------------------------------------------------------------------------
 
 
@@ -265,3 +275,40 @@ def test_a_bad_row_leaves_the_project_as_it_was(tmp_path, file):
         import_feedback(ImportConfig(path=db, data=(path,), labels="records"))
     assert [item.prompt for item in Store(db).items().values()] == ["p"]
     assert len(Store(db).judgments()) == 1
+
+
+# --- any JSON -------------------------------------------------------------------------------------
+
+NAMES = (
+    "prompt items id body fields responses value rank ranker type pairwise choices selected left "
+    "a1 a2 data annotations result r.responses r.responses.users user_id completed_by"
+)
+WORDS = st.sampled_from(NAMES.split())
+SCALARS = st.none() | st.booleans() | st.integers(-1, 3) | st.floats() | WORDS
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=5),
+    max_leaves=15,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    JSON, st.sampled_from(["records", "label-studio", "argilla"]), st.sampled_from(["", "d", "r"])
+)
+def test_any_json_is_read_or_refused(file, value, source, inside):
+    row = {
+        "": value,
+        "d": {"id": 1, "data": {"prompt": "p", "a1": value, "a2": "y", "items": value}}
+        | {"annotations": [{"completed_by": 1, "lead_time": value, "result": value}]},
+        "r": {"fields": {"prompt": value, "a1": "x", "a2": value}, "responses": {"q": value}},
+    }[inside]
+    path = file(json.dumps(row), "any.json")
+    refusal = ""
+    try:
+        labels = read_labels(path, source)
+    except DataError as error:
+        labels, refusal = [], str(error)
+    assert all(label.labeler for label in labels)
+    assert labels or refusal.startswith(path)
+    assert "\n" not in refusal

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, takewhile
+from itertools import count, takewhile, zip_longest
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -226,7 +226,8 @@ def argilla_rows(path: str) -> Iterator[tuple[str, Row]]:
     for number, record in enumerate(_json_rows(path), start=1):
         where = f"{path}: record {number} (id={record.get('id')!r})"
         data = _object(record.get("fields", record), "fields", where)
-        responses = _object(record.get("responses", _nested(record)), "responses", where)
+        said = record["responses"] if "responses" in record else _nested(record, where)
+        responses = _object(said, "responses", where)
         for question, every in responses.items():
             for response in _objects(every, question, where):
                 if response.get("status", "submitted") in ("submitted", None):
@@ -235,16 +236,17 @@ def argilla_rows(path: str) -> Iterator[tuple[str, Row]]:
                         yield where, {**row, "labeler": str(response.get("user_id") or "")}
 
 
-def _nested(record: Row) -> dict[str, list[Row]]:
+def _nested(record: Row, where: str) -> dict[str, list[Row]]:
     """The responses of a flattened record, question by question."""
     found: dict[str, list[Row]] = {}
     for name in [name for name in record if name.endswith(".responses")]:
-        values = cast("list[Any]", record[name] or [])
-        users = cast("list[Any]", record.get(f"{name}.users") or [""] * len(values))
-        states = cast("list[Any]", record.get(f"{name}.status") or [None] * len(values))
+        values, users, states = (
+            _list(record.get(field) or [], field, where)
+            for field in (name, f"{name}.users", f"{name}.status")
+        )
         found[name.removesuffix(".responses")] = [
             {"value": value, "user_id": user, "status": status}
-            for value, user, status in zip(values, users, states, strict=False)
+            for value, user, status in zip_longest(values, users, states)
         ]
     return found
 
@@ -285,8 +287,13 @@ def _json_rows(path: str) -> Iterator[Row]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         found = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(found, ensure_ascii=False).encode()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+    except UnicodeEncodeError:
+        rule = "holds half of a character (an unpaired \\ud8xx escape); remove it"
+        raise DataError(f"{path}: {rule}") from None
     except (ValueError, RecursionError):
         yield from (row for _, row in read_rows([path]))
         return
