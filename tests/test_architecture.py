@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "core": set[str](),
     "kernels": set[str](),
     "parallel": {"core"},
-    "data": {"core", "parallel"},
+    "data": {"core", "parallel", "feedback"},
     "models": {"core", "kernels", "parallel", "data"},
     "engine": MODELS,
     "rewards": MODELS | {"engine"},

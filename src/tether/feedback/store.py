@@ -271,14 +271,18 @@ class Store:
     def add_items(self, items: Iterable[Item]) -> int:
         """Add items that are not there yet, by their texts; return how many were new."""
         with self.write() as db:
-            before = db.total_changes
-            db.executemany(
-                "INSERT INTO items (key, prompt, completions, sources, category, gold, size, "
-                "needed, place, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (key) DO NOTHING",
-                (self._row(item) for item in items),
-            )
-            return db.total_changes - before
+            return self.insert_items(db, items)
+
+    def insert_items(self, db: sqlite3.Connection, items: Iterable[Item]) -> int:
+        """What `add_items` does, within a transaction that is under way."""
+        before = db.total_changes
+        db.executemany(
+            "INSERT INTO items (key, prompt, completions, sources, category, gold, size, "
+            "needed, place, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (key) DO NOTHING",
+            (self._row(item) for item in items),
+        )
+        return db.total_changes - before
 
     def _row(self, item: Item) -> tuple[Any, ...]:
         place = random.Random(f"{self.project.seed}/{item.key}").random()
