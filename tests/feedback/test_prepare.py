@@ -239,7 +239,7 @@ def test_settings_of_a_new_project_and_of_one_that_exists(tmp_path, db, file):
 
 def test_settings_that_cannot_work(db):
     with pytest.raises(ConfigError, match=r"data=.* must name at least one file"):
-        ImportConfig(path=db)
+        import_feedback(ImportConfig(path=db))
     with pytest.raises(ConfigError, match="pairs=-1"):
         ImportConfig(path=db, data=("x",), pairs=-1)
     with pytest.raises(ConfigError, match="data='-' can be read with"):

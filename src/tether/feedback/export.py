@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tether.errors import DataError
+from tether.feedback.arguments import ProjectFile
 from tether.feedback.judgments import Item, Judgment, Ranks
 from tether.feedback.store import Store
 from tether.progress import console
@@ -35,7 +36,7 @@ To = Literal["pairs", "rankings", "thumbs", "hh", "openai"]
 class ExportConfig:
     """Write what the labelers of a project say as records, for training here or elsewhere."""
 
-    path: str
+    path: ProjectFile
     """The project: a file NAME.db"""
     to: To
     """pairs, rankings, thumbs: our records; hh: HH-RLHF's transcripts; openai: OpenAI's pairs"""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from tether.errors import ConfigError, DataError
+from tether.feedback.arguments import ProjectFile
 from tether.feedback.elsewhere import read_labels
 from tether.feedback.judgments import Item, item_key, stored_order
 from tether.feedback.labels import (
@@ -35,7 +36,7 @@ class ImportConfig:
     new one, and stays as it is in one that exists.
     """
 
-    path: str
+    path: ProjectFile
     """The project: a file NAME.db, which is made where there is none"""
     data: tuple[str, ...] = ()
     """Completions (what `tether generate` wrote), pairs or rankings, or labels; - = standard input.
@@ -72,8 +73,6 @@ class ImportConfig:
     def __post_init__(self) -> None:
         rule = "must be a file name that ends in .db"
         require(is_project(self.path), "path", self.path, rule)
-        rule = "must name at least one file"
-        require(bool(self.data or self.gold or self.instructions), "data", self.data, rule)
         not_negative("pairs", self.pairs)
         rule = 'can be read with labels = "records" or "none" alone; name a file'
         plain = self.labels in ("none", "records") or "-" not in self.data
@@ -98,6 +97,8 @@ def import_feedback(config: ImportConfig) -> Imported:
         ConfigError: A setting differs from that of the project that exists.
         DataError: A row cannot be read, or an item does not fit the mode.
     """
+    something = bool(config.data or config.gold or config.instructions)
+    require(something, "data", config.data, "must name at least one file")
     there = Path(config.path).exists()
     store = Store(config.path) if there else None
     project = _project(config, None if store is None else store.project)
@@ -111,6 +112,8 @@ def import_feedback(config: ImportConfig) -> Imported:
         items, skipped = [], 0
         every = (label for path in config.data for label in read_labels(path, config.labels))
         labels = [part for label in every for part in split(label, project.mode)]
+    if config.data and not (items or labels or skipped):
+        raise DataError(f"{' '.join(config.data)}: holds no record; a JSON line is needed")
     if store is None:
         store = Store.create(config.path, project, text)
     elif config.instructions:
