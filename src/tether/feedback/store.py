@@ -146,7 +146,9 @@ class Store:
                 longer than `BUSY_SECONDS`; nothing was written then.
         """
         db = self.read()
-        with self._writing:
+        if not self._writing.acquire(timeout=BUSY_SECONDS):
+            raise sqlite3.OperationalError("database is locked")
+        try:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -155,6 +157,8 @@ class Store:
                 with suppress(sqlite3.OperationalError):  # a full disk has rolled back by itself
                     db.execute("ROLLBACK")
                 raise
+        finally:
+            self._writing.release()
 
     def close(self) -> None:
         """Close this thread's connection."""

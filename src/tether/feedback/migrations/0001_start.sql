@@ -42,6 +42,8 @@ CREATE INDEX open_by_taken ON items (taken, place)
 CREATE INDEX open_by_uncertainty ON items (uncertainty DESC, place)
     WHERE taken < needed AND retired = 0 AND gold IS NULL;
 CREATE INDEX gold_by_place ON items (place) WHERE gold IS NOT NULL AND retired = 0;
+-- For counting: the rows themselves hold long texts.
+CREATE INDEX states ON items (retired, needed, taken) WHERE gold IS NULL;
 
 CREATE TABLE people (
     id      INTEGER PRIMARY KEY,
