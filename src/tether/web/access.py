@@ -80,7 +80,7 @@ class Site:
     counts: Counts
     summary: Latest[dict[str, Any] | None]
     exports: Mapping[str, Export]
-    visits: RateLimit = field(default_factory=lambda: RateLimit(20, 60))
+    visits: RateLimit = field(default_factory=lambda: RateLimit(20.0, 60))
     failed_joins: RateLimit = field(default_factory=lambda: RateLimit(10 / 60, 10))
 
 

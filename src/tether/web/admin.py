@@ -11,6 +11,7 @@ from tether.errors import DataError
 from tether.feedback.people import invite, revoke
 from tether.feedback.store import Store
 from tether.web.access import Visit, entrance
+from tether.web.counts import count
 from tether.web.label import LETTERS, turns, whole_number
 
 HOURS = 24  # of the chart
@@ -23,11 +24,6 @@ SHOWN = 50  # items in a list
 def overview(visit: Visit) -> Response:
     """The administrator's page."""
     return _page(visit)
-
-
-def live(visit: Visit) -> Response:
-    """The part of the page that renews itself."""
-    return visit.page("live.html", **_live(visit))
 
 
 def item(visit: Visit) -> Response:
@@ -48,27 +44,27 @@ def item(visit: Visit) -> Response:
 
 
 def _page(visit: Visit, status: int = 200, **values: Any) -> Response:
-    version, text = visit.store.instructions()
-    values = {"error": "", "link": "", "invited_name": "", "instructions": text, **values}
-    exports = list(visit.site.exports)
-    return visit.page(
-        "admin.html", status, version=version, exports=exports, **_live(visit), **values
-    )
-
-
-def _live(visit: Visit) -> dict[str, Any]:
     store = visit.store
-    hours = judgments_by_hour(store, time.time())
-    return {
-        "progress": visit.site.counts.get(),
-        "hours": hours,
-        "last_hour": hours[-1],
-        "people": labelers(store),
-        "noted": noted_items(store),
-        "retired": retired_items(store),
-        "summary": visit.site.summary.get(),
-        "now": time.time(),
-    }
+    version, text = store.instructions()
+    now = time.time()
+    hours = judgments_by_hour(store, now)
+    values = {"error": "", "link": "", "invited_name": "", **values}
+    return visit.page(
+        "admin.html",
+        status,
+        progress=count(store),
+        hours=hours,
+        last_hour=hours[-1],
+        people=labelers(store),
+        noted=noted_items(store),
+        retired=retired_items(store),
+        summary=visit.site.summary.get(),
+        now=now,
+        version=version,
+        instructions=text,
+        exports=list(visit.site.exports),
+        **values,
+    )
 
 
 # --- what the database says -----------------------------------------------------------------------
@@ -182,7 +178,6 @@ def export(visit: Visit) -> Response:
 
 ROUTES = [
     entrance("/admin", overview, admin=True),
-    entrance("/admin/live", live, admin=True),
     entrance("/admin/item/{id}", item, admin=True),
     entrance("/admin/export/{name}", export, admin=True),
     entrance("/admin/invite", make_invitation, post=True, admin=True),

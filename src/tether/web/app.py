@@ -289,7 +289,7 @@ def serve(
         summary=summary,
         exports=exports,
     )
-    listener = _listen(host, port)
+    listener = listen(host, port)
     server = uvicorn.Server(server_settings(app, https=https))
     base = _address(next(iter(hosts), host), listener.getsockname()[1], https)
     print(f"{store.project.name}: {store.path}", flush=True)
@@ -313,6 +313,7 @@ def server_settings(app: ASGIApp, *, https: bool = False) -> uvicorn.Config:
         app,
         access_log=False,
         log_level="warning",
+        ws="none",
         server_header=False,
         proxy_headers=https,
         timeout_graceful_shutdown=5,
@@ -328,7 +329,12 @@ def _require_administrator(store: Store, host: str) -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        ConfigError: The port is taken, forbidden or no port, or the address is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

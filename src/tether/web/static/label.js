@@ -240,6 +240,7 @@ function judge(verdict, reason = "") {
   const sent = { assignment: now.id, submission: randomName(), verdict, reason, seconds, ...said };
   past.push({ ...now, marks: verdict === "ranked" ? marks() : {}, verdict });
   remember({ at: Date.now(), isNew: !now.verdict, answer: sent });
+  if ($("instructions")) $("instructions").open = false; // they have been read
   show(ahead.shift() ?? null);
   announce(now ? "Submitted. Next item." : "Submitted.");
   showProgress();
@@ -404,6 +405,7 @@ function showBanner() {
   const shown = text || refusal;
   if ($("banner-text").textContent !== shown) $("banner-text").textContent = shown;
   $("banner").hidden = !shown;
+  $("saving").hidden = !outbox.length || Boolean(trouble);
   $("retry").hidden = !text;
 }
 
@@ -412,6 +414,7 @@ function showProgress() {
   $("progress").value = progress.percent;
   $("percent").textContent = `${progress.percent} %`;
   $("changed").hidden = progress.instructions === data.version;
+  showBanner();
 }
 
 async function showRecent() {
