@@ -273,7 +273,7 @@ def test_the_form_in_every_mode(store, fields, ranks, strength):
         ("pair", {}, "Choose how the two compare, or skip the item."),
         ("thumbs", {"thumb": "sideways"}, "must be one of"),
         ("thumbs", {"action": "flagged"}, "must say what is wrong with a flagged item"),
-        ("thumbs", {"action": "burn"}, "verdict=&#39;burn&#39; must be"),
+        ("thumbs", {"action": "burn"}, "=&#39;burn&#39; must be"),
         ("thumbs", {"thumb": "up", "submission": ""}, "must have 8 to 64 characters"),
     ],
     indirect=["store"],
@@ -434,14 +434,16 @@ def test_control_items_are_counted_apart(store):
 
 
 def test_what_is_slow_is_computed_aside_and_seldom(store):
-    calls = []
+    calls, ready = [], threading.Event()
 
     def compute(_):
+        assert ready.wait(10)
         calls.append(1)
         return len(calls)
 
     latest = Latest(compute, store, 0, seconds=1000.0)
     assert latest.get() == 0
+    ready.set()
     latest.close()
     assert latest.get() == 1
     latest.close()

@@ -84,7 +84,8 @@ def count(store: Store) -> Progress:
     db.execute("BEGIN")  # all from the same moment
     states = Counter[tuple[int, int, int]]()
     for retired, needed, taken, number in db.execute(
-        "SELECT retired, needed, taken, count(*) FROM items WHERE gold IS NULL GROUP BY 1, 2, 3"
+        "SELECT retired, needed, taken, count(*) FROM items WHERE gold IS NULL "
+        "GROUP BY needed, taken, retired"
     ):
         states[retired, needed, taken] += number
     for retired, needed, taken, leased in db.execute(
