@@ -172,7 +172,9 @@ class Store:
                 longer than `BUSY_SECONDS`; nothing was written then.
         """
         db = self.read()
-        with self._writing:
+        if not self._writing.acquire(timeout=BUSY_SECONDS):
+            raise sqlite3.OperationalError("database is locked")
+        try:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -181,6 +183,8 @@ class Store:
                 with suppress(sqlite3.OperationalError):  # a full disk has rolled back by itself
                     db.execute("ROLLBACK")
                 raise
+        finally:
+            self._writing.release()
 
     def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in a transaction that other threads' work may share; return what it returns.
