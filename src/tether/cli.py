@@ -311,7 +311,7 @@ def generate(arguments: list[str]) -> None:
 
 
 FUNCTIONS = {
-    "label": "tether.web.app:serve",
+    "label": "tether.web.command:label",
     "feedback import": "tether.feedback.commands:import_items",
     "feedback export": "tether.feedback.commands:export_labels",
     "feedback invite": "tether.feedback.commands:invite_person",

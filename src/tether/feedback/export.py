@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any, Literal
 from tether.errors import DataError
 from tether.feedback.arguments import ProjectFile
 from tether.feedback.judgments import Item, Judgment, Ranks
+from tether.feedback.reliability import reliabilities
 from tether.feedback.store import Store
+from tether.feedback.strengths import agreed
+from tether.feedback.tally import one_voice, tally
 from tether.progress import console
 from tether.records import (
     Message,
@@ -137,16 +139,16 @@ def _export(
     rule = "belongs to pairs, rankings and thumbs alone, which have a field for the labeler"
     require(not each or to in ("pairs", "rankings", "thumbs"), "each", each, rule)
     items = {key: item for key, item in store.items().items() if item.gold is None}
-    said = _one_voice(store.judgments(labelers, groups))
+    said = one_voice(store.judgments(labelers, groups))
     said = [judgment for judgment in said if judgment.item in items]
     if each:
         outcomes = [_Outcome(items[one.item], [one], _own(one)) for one in said]
     else:
-        opinions = agreed(items, said)
+        found = opinions(items, said)
         by_item: dict[str, list[Judgment]] = {}
         for judgment in said:
             by_item.setdefault(judgment.item, []).append(judgment)
-        outcomes = [_Outcome(items[key], by_item[key], opinions[key]) for key in by_item]
+        outcomes = [_Outcome(items[key], by_item[key], found[key]) for key in by_item]
     make = {"rankings": _rankings, "thumbs": _thumbs}.get(to, _pairs)
     return [
         (outcome.item.prompt, _shaped(to, record))
@@ -168,14 +170,6 @@ def require_some(rows: Sequence[object], store: Store, what: str) -> None:
         )
 
 
-def _one_voice(judgments: Sequence[Judgment]) -> list[Judgment]:
-    """One judgment of each labeler on each item: the first showing's, if it stands."""
-    first: dict[tuple[str, str], Judgment] = {}
-    for judgment in sorted(judgments, key=lambda one: one.repeat):
-        first.setdefault((judgment.item, judgment.labeler), judgment)
-    return list(first.values())
-
-
 # --- what labelers say together -------------------------------------------------------------------
 
 
@@ -187,34 +181,13 @@ class Opinion:
     beats: list[list[float]]
 
 
-def vote_shares(items: Mapping[str, Item], judgments: Sequence[Judgment]) -> dict[str, Opinion]:
-    """The opinion on each item that was judged, from the votes on each of its pairs.
-
-        p_ij = (wins + ties / 2 + 1/2) / (n + 1),   s_i = 1/K Σ_j log(p_ij / p_ji)
-
-    over the n labelers who did not fail both.
-    """
-    votes: dict[str, Counter[tuple[int, int]]] = {}
-    for judgment in judgments:
-        size = len(judgment.ranks)
-        order = [math.inf if rank is None else rank for rank in judgment.ranks]
-        mine = votes.setdefault(judgment.item, Counter())
-        for i, j in permutations(range(size), 2):
-            if order[i] < math.inf or order[j] < math.inf:
-                mine[i, j] += 2 * (order[i] < order[j]) + (order[i] == order[j])  # in half votes
-    return {key: _opinion(len(items[key].completions), half) for key, half in votes.items()}
-
-
-def _opinion(size: int, half: Counter[tuple[int, int]]) -> Opinion:
-    beats = [
-        [(half[i, j] + 1) / (half[i, j] + half[j, i] + 2) for j in range(size)] for i in range(size)
-    ]
-    odds = [[math.log(beats[i][j] / beats[j][i]) for j in range(size)] for i in range(size)]
-    return Opinion([sum(row) / size for row in odds], beats)
-
-
-agreed: Callable[[Mapping[str, Item], Sequence[Judgment]], dict[str, Opinion]] = vote_shares
-"""The consensus that every row is made of."""
+def opinions(items: Mapping[str, Item], judgments: Sequence[Judgment]) -> dict[str, Opinion]:
+    """The consensus on each item that was judged; who is unreliable counts less in it."""
+    tallied = tally(items, judgments)
+    trust = zip(tallied.labelers, reliabilities(tallied), strict=True)
+    weights = {name: one.weight for name, one in trust}
+    found = agreed(items, judgments, weights)
+    return {key: Opinion(one.scores, one.beats) for key, one in found.items()}
 
 
 def _own(judgment: Judgment) -> Opinion:

@@ -325,7 +325,7 @@ def _require_administrator(store: Store, host: str) -> None:
     if next(invited, None) is None:
         raise ConfigError(
             f"host={host!r} lets others in, and no administrator has been invited; "
-            f"invite one first: tether feedback invite {store.path} NAME --role administrator"
+            f"invite one first: tether feedback invite {store.path} NAME --administrator"
         )
 
 

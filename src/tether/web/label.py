@@ -18,7 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from tether.errors import DataError
-from tether.feedback.assignment import Answer, Assignment, assignment, next_assignment, submit
+from tether.feedback.assignment import (
+    Answer,
+    Assignment,
+    assignment,
+    next_assignment,
+    submit,
+    submit_and_next,
+)
 from tether.feedback.judgments import Ranks
 from tether.feedback.store import Mode, Store
 from tether.records import Text, shown
@@ -125,9 +132,12 @@ def api_judge(visit: Visit) -> Response:
     held = visit.fields.get("held", [])
     if not isinstance(held, list) or not all(_is_whole(one) for one in held):
         raise DataError(f"held={shown(held)} must be a list of whole numbers")
-    saved = submit(visit.store, visit.person.id, answer)
-    more = _next(visit, held) if visit.fields.get("more", True) is True else {"next": None}
-    return JSONResponse({"saved": saved, "progress": progress(visit), **more})
+    if visit.fields.get("more", True) is True:
+        saved, now = submit_and_next(visit.store, visit.person.id, answer, held)
+    else:
+        saved, now = submit(visit.store, visit.person.id, answer), None
+    item = None if now is None else item_json(now, visit.store.project.mode)
+    return JSONResponse({"saved": saved, "next": item, "progress": progress(visit)})
 
 
 def api_recent(visit: Visit) -> Response:
