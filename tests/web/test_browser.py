@@ -5,13 +5,17 @@ missing one a failure, and TETHER_SCREENSHOTS=1 writes the pictures of the docum
 """
 
 import os
+import random
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.web.pages import INSTRUCTIONS, TEXTS, make_store, serving
+from tether.feedback.assignment import Answer, next_assignment, submit
+from tether.feedback.people import invite, local_person
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev extra)")
 expect = playwright.expect
@@ -497,8 +501,53 @@ def test_an_administrator_changes_the_instructions(served, opened):
 # --- pictures -------------------------------------------------------------------------------------
 
 
+TEAM = [("Ines", "cooks"), ("Mara", "cooks"), ("Tom", "readers"), ("Yusuf", "readers")]
+
+
+def a_day_of_work(store, monkeypatch):
+    """Judgments of five people over the last day; Ann is left with the first item before her."""
+    now, draw = time.time(), random.Random(3)
+    notes = {5: ("flagged", "two answers are the same"), 11: ("skipped", "I do not bake")}
+    ann = local_person(store, "Ann").id
+    with store.write() as db:
+        [lease] = db.execute(
+            "INSERT INTO assignments (item, labeler, repeat, shown, state, expires, due) "
+            "VALUES (1, ?, 0, '[2, 0, 1, 3]', 'leased', ?, 0) RETURNING id",
+            (ann, now + 600),
+        ).fetchone()
+    for name, group in TEAM:
+        invite(store, name, group=group)
+    labelers = [ann, *(local_person(store, name).id for name, _ in TEAM)]
+    for number, hour in enumerate(sorted(draw.gauss(-9, 5) for _ in range(66))):
+        monkeypatch.setattr("time.time", lambda hour=hour: now + 3600 * min(hour, -0.1))
+        labeler = draw.choice(labelers)
+        given = next_assignment(store, labeler, [lease])
+        verdict, reason = notes.get(number, ("ranked", ""))
+        ranks = [float(draw.randint(1, 4)) for _ in range(4)] if verdict == "ranked" else None
+        sent = {"submission": f"number-{number}", "verdict": verdict, "reason": reason}
+        submit(store, labeler, Answer(assignment=given.id, ranks=ranks, **sent))
+    monkeypatch.undo()
+
+
 @pytest.mark.skipif(
     os.environ.get("TETHER_SCREENSHOTS") != "1", reason="writes docs/images; TETHER_SCREENSHOTS=1"
 )
-def test_pictures_of_the_documentation(served, opened):
-    del TEXTS
+def test_pictures_of_the_documentation(tmp_path, opened, monkeypatch):
+    more = [(f"What would you change in recipe {number}?", TEXTS[0][1]) for number in range(25)]
+    store = make_store(tmp_path / "kitchen.db", texts=[*TEXTS, *more], num_labelers=3)
+    a_day_of_work(store, monkeypatch)
+    with serving(store) as server:
+        page = opened(server.url, viewport={"width": 1200, "height": 860})
+        page.reload()  # not the first visit: the instructions are folded
+        press(page, "f 1 3")
+        page.screenshot(path=IMAGES / "labeling.png")
+        phone = opened(server.url, **PHONE, device_scale_factor=2)
+        phone.reload()
+        card(phone, "A").get_by_role("radio", name="Fail").tap()
+        phone.screenshot(path=IMAGES / "labeling-phone.png")
+        page.set_viewport_size({"width": 1200, "height": 1140})
+        page.goto(f"{server.url}/admin")
+        expect(page.get_by_role("row", name=re.compile("I do not bake"))).to_be_visible()
+        page.screenshot(path=IMAGES / "administrator.png")
+    sizes = {file.name: file.stat().st_size for file in IMAGES.glob("*.png")}
+    assert max(sizes.values()) <= 150 * 1024, sizes

@@ -1,6 +1,6 @@
-// The labeling page: keys, dragging, the next item at once, and an outbox that loses nothing.
+// The labeling page by keyboard and mouse, with the next item there at once (outbox.js sends).
 //
-// Without this file the page is a plain form, and with it the form still holds what is chosen: its
+// Without scripts the page is a plain form, and with them the form still holds what is chosen: its
 // radio buttons are the only state of an item. Texts of models go in by textContent alone.
 
 "use strict";
@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const form = $("item");
 const PAIR = ["a3", "a2", "a1", "tie", "b1", "b2", "b3"];
-const RETRY_FROM = 1000, RETRY_TO = 30000, LOOK_AGAIN = 30000; // milliseconds
+const LOOK_AGAIN = 30000; // milliseconds
 
 let now = data.item; // the item on the page; null when there is none
 const ahead = []; // items that wait to be shown, so that none is waited for
@@ -27,7 +27,10 @@ function show(item, isNew = true) {
   form.hidden = !item;
   $("keys").hidden = !item;
   $("nothing").hidden = Boolean(item);
-  if (!item) return showNothing();
+  if (!item) {
+    showNothing();
+    return $("nothing-title").focus();
+  }
   if (isNew) fill(item);
   $("again").hidden = !item.verdict;
   cards().forEach((one) => (one.tabIndex = -1));
@@ -80,7 +83,7 @@ function makeCard(turns, place, size) {
 }
 
 function showNothing() {
-  const busy = outbox.length > 0 || fetching;
+  const busy = outbox.entries.length > 0 || fetching;
   $("nothing-title").textContent = busy ? "Waiting for the next item …" : "Nothing left for you now";
 }
 
@@ -99,14 +102,11 @@ const placeOf = (one) => Number(one.dataset.place);
 
 function collapse() {
   for (const texts of form.querySelectorAll(".texts")) {
-    texts.classList.add("short");
+    expand([texts], false);
     const isLong = texts.scrollHeight > texts.clientHeight + 8;
     texts.classList.toggle("short", isLong);
-    const more = texts.nextElementSibling;
-    more.hidden = !isLong;
-    more.onclick = () => expand([texts], texts.classList.contains("short"));
-    expand([texts], false);
-    texts.classList.toggle("short", isLong);
+    texts.nextElementSibling.hidden = !isLong;
+    texts.nextElementSibling.onclick = () => expand([texts], texts.classList.contains("short"));
   }
 }
 
@@ -201,26 +201,39 @@ function answer() {
 
 // Say what is chosen: as a line on the page, and in words to screen readers.
 function describe() {
-  const { missing } = answer();
+  const { visible, spoken } = data.mode === "rank" ? describeOrder() : describeChoice();
+  $("order").textContent = visible;
   $("order").classList.remove("warned");
   $("undo").firstChild.textContent = undone.length ? "Undo " : "Previous ";
-  if (data.mode !== "rank") {
-    const checked = form.querySelector("input[type=radio]:checked");
-    $("order").textContent = checked ? checked.nextElementSibling.textContent : "Nothing chosen yet";
-    return;
-  }
-  const chosen = marks(), groups = new Map();
+  if (undone.length) announce(spoken);
+}
+
+function describeChoice() {
+  const chosen = form.querySelector("input[type=radio]:checked");
+  const text = chosen ? chosen.nextElementSibling.textContent : "Nothing chosen yet";
+  return { visible: text, spoken: text };
+}
+
+function describeOrder() {
+  const chosen = marks(), groups = new Map(), open = [];
   for (let place = 0; place < cards().length; place++) {
     const said = chosen[`rank-${place}`];
     if (said) groups.set(said, [...(groups.get(said) ?? []), letterOf(place)]);
+    else open.push(letterOf(place));
   }
   const failed = groups.get("fail") ?? [];
   groups.delete("fail");
   const order = [...groups.keys()].sort((a, b) => a - b).map((one) => groups.get(one));
-  const visible = order.map((one) => one.join(" = ")).join(" > ");
-  const parts = [visible, failed.length && `fail: ${failed.join(", ")}`, visible || failed.length ? missing && missing.replace("Not ranked yet", "open") : missing];
-  $("order").textContent = parts.filter(Boolean).join("  ·  ");
-  if (undone.length) announce(order.map((one) => one.join(" and ")).join(", then ") + (failed.length ? `; ${failed.join(" and ")} fail` : ""));
+  const parts = [
+    order.map((one) => one.join(" = ")).join(" > "),
+    failed.length && `fail: ${failed.join(", ")}`,
+    open.length && `${open.length < cards().length ? "open" : "Not ranked yet"}: ${open.join(", ")}`,
+  ];
+  const spoken = [
+    order.map((one) => one.join(" and ")).join(", then "),
+    failed.length && `${failed.join(" and ")} fail`,
+  ];
+  return { visible: parts.filter(Boolean).join("  ·  "), spoken: spoken.filter(Boolean).join("; ") };
 }
 
 function announce(text) {
@@ -238,14 +251,14 @@ function judge(verdict, reason = "") {
   }
   const seconds = Math.round(performance.now() - shownAt) / 1000;
   const sent = { assignment: now.id, submission: randomName(), verdict, reason, seconds, ...said };
-  past.push({ ...now, marks: verdict === "ranked" ? marks() : {}, verdict });
-  remember({ at: Date.now(), isNew: !now.verdict, answer: sent });
-  if ($("instructions")) $("instructions").open = false; // they have been read
+  if (!past.length && $("instructions")) $("instructions").open = false; // they have been read
+  past.push({ ...now, marks: verdict === "ranked" ? marks() : {}, verdict, reason });
+  outbox.add({ at: Date.now(), isNew: !now.verdict, answer: sent });
   show(ahead.shift() ?? null);
   announce(now ? "Submitted. Next item." : "Submitted.");
-  showProgress();
-  flush();
+  outbox.flush();
   refill();
+  showState();
 }
 
 function randomName() {
@@ -257,7 +270,7 @@ function randomName() {
 async function goBack() {
   const known = past.pop();
   if (known) return reopen(known);
-  const reply = await ask("/api/recent");
+  const reply = await request("/api/recent");
   if (reply.status !== 200) return announce("The previous judgment cannot be fetched now.");
   const ids = reply.body.recent.map((one) => one.id);
   const id = ids[ids.indexOf(now?.id) + 1];
@@ -266,7 +279,7 @@ async function goBack() {
 }
 
 async function reopenById(id) {
-  const reply = await ask(`/api/item/${id}`);
+  const reply = await request(`/api/item/${id}`);
   if (reply.status === 200) reopen(reply.body.item);
   else announce("That judgment cannot be fetched now.");
 }
@@ -277,148 +290,71 @@ function reopen(item) {
   announce("Your earlier judgment.");
 }
 
-// --- the outbox: every judgment stays in this browser until the server has it --------------------
+// --- the next items, and what is on its way ------------------------------------------------------
 
-const prefix = `tether/${data.key}/`;
-const outbox = stored();
-let sending = false, fetching = false, failures = 0, timer = 0, trouble = "", refusal = "";
+const request = (url, body) => ask(url, data.csrf, body);
+const outbox = new Outbox(`tether/${data.key}/`, { send, taken, retry: tryAgain, changed: showState });
+let fetching = false;
 
-function stored() {
-  try {
-    const names = Object.keys(localStorage).filter((name) => name.startsWith(prefix));
-    return names.map((name) => JSON.parse(localStorage[name])).sort((a, b) => a.at - b.at);
-  } catch {
-    return []; // no storage in this browser: the outbox lasts as long as the page
-  }
+function send(entry) {
+  const more = ahead.length === 0;
+  return request("/api/judgments", { ...entry.answer, held: held(entry), more });
 }
 
-function remember(entry) {
-  outbox.push(entry);
-  try {
-    localStorage[prefix + entry.answer.submission] = JSON.stringify(entry);
-  } catch {}
-}
-
-function forget(entry) {
-  outbox.splice(outbox.indexOf(entry), 1);
-  try {
-    localStorage.removeItem(prefix + entry.answer.submission);
-  } catch {}
-}
-
-async function flush() {
-  if (sending) return;
-  sending = true;
-  clearTimeout(timer);
-  while (outbox.length) {
-    const [entry] = outbox;
-    const more = ahead.length === 0;
-    const reply = await ask("/api/judgments", { ...entry.answer, held: held(entry), more });
-    if (reply.status === 200) taken(entry, reply.body);
-    else if ([400, 404, 413].includes(reply.status)) refused(entry, reply.error);
-    else {
-      later(reply);
-      break;
-    }
-  }
-  sending = false;
-  showBanner();
-  if (!now) showNothing();
-}
-
-function taken(entry, { next, progress: latest }) {
-  forget(entry);
-  failures = 0;
-  trouble = "";
+function taken({ next, progress: latest }) {
   progress = latest;
   if (next) admit(next);
-  showProgress();
   if ($("recent").open) showRecent();
 }
 
-function refused(entry, error) {
-  forget(entry);
-  refusal = `A judgment was refused: ${error}`;
-}
-
-function later({ error, wait }) {
-  trouble = error;
-  const delay = wait || Math.min(RETRY_FROM * 2 ** failures++, RETRY_TO);
-  clearTimeout(timer);
-  timer = setTimeout(tryAgain, delay);
-}
-
 function tryAgain() {
-  flush();
+  outbox.flush();
   refill();
 }
 
-const held = (sent) => [
-  ...new Set([now, ...ahead].filter(Boolean).map((one) => one.id)),
-  ...outbox.filter((one) => one !== sent).map((one) => one.answer.assignment),
-];
+// Items that this page has, judged or not: the server is to send others.
+function held(sent) {
+  const waiting = outbox.entries.filter((one) => one !== sent).map((one) => one.answer.assignment);
+  return [...new Set([now, ...ahead].filter(Boolean).map((one) => one.id)), ...waiting];
+}
 
 async function refill() {
-  if (ahead.length || fetching || (sending && now)) return;
+  if (ahead.length || fetching || (outbox.sending && now)) return;
   fetching = true;
-  const reply = await ask(`/api/next?held=${held().join(",")}`);
+  const reply = await request(`/api/next?held=${held().join(",")}`);
   fetching = false;
-  if (reply.status === 200) {
-    progress = reply.body.progress;
-    if (!outbox.length) trouble = "";
-    if (reply.body.next) admit(reply.body.next);
-    showProgress();
-  } else later(reply);
-  showBanner();
-  if (!now) showNothing();
+  if (reply.status !== 200) return outbox.later(reply);
+  if (!outbox.entries.length) outbox.reached();
+  progress = reply.body.progress;
+  if (reply.body.next) admit(reply.body.next);
+  showState();
 }
 
 function admit(item) {
   if (held().includes(item.id)) return;
-  if (now) ahead.push(item);
-  else {
-    show(item);
-    announce("A new item.");
-    refill();
-  }
-}
-
-// One request; never throws. Status 0: no answer.
-async function ask(url, body) {
-  const headers = { "Content-Type": "application/json", "X-CSRF-Token": data.csrf };
-  const options = body ? { method: "POST", headers, body: JSON.stringify(body) } : {};
-  try {
-    const response = await fetch(url, { ...options, signal: AbortSignal.timeout(20000) });
-    const wait = 1000 * Number(response.headers.get("Retry-After"));
-    const content = await response.json();
-    return { status: response.status, body: content, wait, error: `the server says: ${content.error}` };
-  } catch {
-    return { status: 0, error: "the server cannot be reached. It is tried again by itself." };
-  }
+  if (now) return ahead.push(item);
+  show(item);
+  announce("A new item.");
+  return refill();
 }
 
 // --- around the item -----------------------------------------------------------------------------
 
-function showBanner() {
-  const count = outbox.length === 1 ? "1 judgment" : `${outbox.length} judgments`;
-  const text = outbox.length && trouble ? `${count} not saved yet: ${trouble}` : trouble && `No new item: ${trouble}`;
-  const shown = text || refusal;
-  if ($("banner-text").textContent !== shown) $("banner-text").textContent = shown;
-  $("banner").hidden = !shown;
-  $("saving").hidden = !outbox.length || Boolean(trouble);
-  $("retry").hidden = !text;
-}
-
-function showProgress() {
-  $("own").textContent = progress.own + outbox.filter((one) => one.isNew).length;
+function showState() {
+  const { entries, trouble } = outbox, message = outbox.message();
+  if ($("banner-text").textContent !== message) $("banner-text").textContent = message;
+  $("banner").hidden = !message;
+  $("retry").hidden = !trouble;
+  $("saving").hidden = !entries.length || Boolean(trouble);
+  $("own").textContent = progress.own + entries.filter((one) => one.isNew).length;
   $("progress").value = progress.percent;
   $("percent").textContent = `${progress.percent} %`;
   $("changed").hidden = progress.instructions === data.version;
-  showBanner();
+  if (!now) showNothing();
 }
 
 async function showRecent() {
-  const reply = await ask("/api/recent");
+  const reply = await request("/api/recent");
   if (reply.status !== 200) return;
   $("no-recent").hidden = reply.body.recent.length > 0;
   $("recent-list").replaceChildren(
@@ -458,7 +394,7 @@ function act(event) {
   if (key === "?") return () => $("help").showModal();
   if (key.toLowerCase() === "u") return undo;
   if (!now) return null;
-  if (key === "Enter" && !event.target.closest("button, a, summary")) return () => event.repeat || judge("ranked");
+  if (key === "Enter") return event.target.closest("button, a, summary") ? null : () => judge("ranked");
   const common = { s: () => askReason("skipped"), x: () => askReason("flagged"), e: toggleLong };
   return common[key.toLowerCase()] ?? keysOf[data.mode](key, digit);
 }
@@ -489,33 +425,10 @@ function onKey(event) {
   const action = act(event);
   if (!action) return;
   event.preventDefault();
-  action();
+  if (!event.repeat || event.key.startsWith("Arrow")) action(); // a key held down says it once
 }
 
 // --- dragging: the order of the cards gives the ranks --------------------------------------------
-
-function startDrag(event) {
-  const grip = event.target.closest(".grip");
-  if (!grip || event.button) return;
-  event.preventDefault();
-  const dragged = grip.closest(".card");
-  let goal = null;
-  dragged.classList.add("dragged");
-  grip.setPointerCapture(event.pointerId);
-  grip.onpointermove = ({ clientX, clientY }) => {
-    if (clientY < 60 || clientY > innerHeight - 60) window.scrollBy(0, clientY < 60 ? -14 : 14);
-    goal?.classList.remove("goal");
-    goal = document.elementFromPoint(clientX, clientY)?.closest(".card") ?? null;
-    if (goal === dragged) goal = null;
-    goal?.classList.add("goal");
-  };
-  grip.onpointerup = grip.onpointercancel = ({ type }) => {
-    grip.onpointermove = grip.onpointerup = grip.onpointercancel = null;
-    goal?.classList.remove("goal");
-    dragged.classList.remove("dragged");
-    if (goal && type === "pointerup") drop(dragged, goal);
-  };
-}
 
 // Put a card in the place of another; cards that failed keep their fail.
 function drop(dragged, goal) {
@@ -544,7 +457,7 @@ function listen() {
     judge("ranked");
   });
   form.addEventListener("focusin", (event) => (card = event.target.closest(".card") ?? card));
-  $("cards").addEventListener("pointerdown", startDrag);
+  dragCards($("cards"), drop);
   $("undo").onclick = undo;
   $("skip").onclick = () => askReason("skipped");
   $("flag").onclick = () => askReason("flagged");
@@ -568,14 +481,18 @@ function listen() {
     reopenById(Number(link.dataset.id));
   };
   addEventListener("online", tryAgain);
-  addEventListener("beforeunload", (event) => outbox.length && !stored().length && event.preventDefault());
+  addEventListener("beforeunload", warnOfLoss);
   setInterval(() => now || refill(), LOOK_AGAIN);
+}
+
+// Only where the browser keeps nothing for us can leaving the page lose anything.
+function warnOfLoss(event) {
+  if (outbox.entries.length && !outbox.stored().length) event.preventDefault();
 }
 
 for (const id of ["help-button", "undo", "skip", "flag"]) $(id).hidden = false;
 $("aside").hidden = true;
 listen();
-const unsent = outbox.some((one) => one.answer.assignment === now?.id);
+const unsent = outbox.entries.some((one) => one.answer.assignment === now?.id);
 show(unsent ? null : now, unsent);
-if (outbox.length) flush();
-else refill();
+tryAgain();
