@@ -36,10 +36,11 @@ PIPELINE = LEARN | {"train", "constitution", "evaluation", "sandbox", "feedback"
 MAY_IMPORT = {
     **{part: set[str]() for part in BASE},
     "feedback": set[str](),
+    "web": {"feedback"},
     "core": set[str](),
     "kernels": set[str](),
     "parallel": {"core"},
-    "data": {"core", "parallel"},
+    "data": {"core", "parallel", "feedback"},
     "models": {"core", "kernels", "parallel", "data"},
     "engine": MODELS,
     "rewards": MODELS | {"engine"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "plan": PIPELINE | {"pipeline", "footprint"},
     "cli": PIPELINE | {"pipeline", "plan"},
 }
-NO_TORCH = BASE | {"feedback"}
+NO_TORCH = BASE | {"feedback", "web"}
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors"}
 
 MODULES = sorted(path for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
@@ -117,7 +118,9 @@ except SystemExit as stop:
 
 
 @pytest.mark.parametrize(
-    "code", ["import tether.feedback.consensus", HELP], ids=["feedback", "help"]
+    "code",
+    ["import tether.feedback.consensus", "import tether.web.app", HELP],
+    ids=["feedback", "web", "help"],
 )
 def test_it_starts_without_torch(code):
     assert not loaded_by(code) & HEAVY

@@ -11,6 +11,10 @@ import pytest
 from tether.config import GenerateConfig, SFTConfig
 from tether.config_file import read_toml
 from tether.errors import ConfigError
+from tether.feedback.assignment import Answer, next_assignment, submit
+from tether.feedback.judgments import Item, item_key
+from tether.feedback.people import local_person
+from tether.feedback.store import Project, Store
 from tether.rundir import StageFolder, fingerprint, write_json, write_text, written_aside
 from tether.sections import ComputeConfig, OptimizerConfig, SamplingConfig
 
@@ -369,3 +373,44 @@ def test_the_peak_is_that_of_this_process_alone():
     )
     assert 5 < alone < 250
     assert abs(beside - alone) < 50
+
+
+# --- feedback projects ----------------------------------------------------------------------------
+
+
+def test_the_fingerprint_of_a_project_is_that_of_its_judgments(tmp_path):
+    path = tmp_path / "p.db"
+    store = Store.create(path, Project(name="x", repeat_share=0.0))
+    items = [
+        Item(key=item_key(prompt, ["a", "b"]), prompt=prompt, completions=["a", "b"], sources=[])
+        for prompt in "pqr"
+    ]
+    store.add_items(items[:2])
+    empty = fingerprint(str(path))
+    ann = local_person(store, "ann").id
+    given = next_assignment(store, ann)
+    assert given is not None
+    assert fingerprint(str(path)) == empty  # a lease, and somebody who joined
+    submit(store, ann, Answer(assignment=given.id, submission="x" * 8, verdict="skipped"))
+    skipped = fingerprint(str(path))
+    ranks = [1.0, 2.0]
+    submit(
+        store,
+        ann,
+        Answer(assignment=given.id, submission="y" * 8, verdict="ranked", ranks=ranks),
+    )
+    judged = fingerprint(str(path))
+    store.set_instructions("Be kind.")
+    next_assignment(store, ann)
+    store.read().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert fingerprint(str(path)) == judged
+    store.add_items(items[2:])
+    assert len({empty, skipped, judged, fingerprint(str(path))}) == 4
+
+
+def test_a_database_that_is_no_project_counts_by_its_bytes(tmp_path):
+    path = tmp_path / "other.db"
+    path.write_bytes(b"one")
+    first = fingerprint(str(path))
+    path.write_bytes(b"two")
+    assert fingerprint(str(path)) != first

@@ -41,8 +41,10 @@ Other methods, with the settings of ppo or of reward
 Feedback of people
   tether feedback import PROJECT.db --data FILE|-          a project from completions, or more items
   tether label PROJECT.db                                  the page where people judge
-  tether feedback invite|revoke PROJECT.db NAME            personal links, for other machines
+  tether feedback invite PROJECT.db NAME                   a personal link, for other machines;
+  tether feedback revoke PROJECT.db NAME                   … ends it
   tether feedback agreement PROJECT.db|FILE                consensus, agreement, each labeler
+  tether feedback scores PROJECT.db --data FILE            scores by which --next-item active asks
   tether feedback export PROJECT.db --to pairs --out FILE  rankings, thumbs, hh, openai as well
   tether reward|dpo|kto --data PROJECT.db …                train on a project directly
   tether feedback simulate --data FILE --scorer file.py:function --out DIR
@@ -309,7 +311,7 @@ def generate(arguments: list[str]) -> None:
 
 
 FUNCTIONS = {
-    "label": "tether.web.app:serve",
+    "label": "tether.web.command:label",
     "feedback import": "tether.feedback.commands:import_items",
     "feedback export": "tether.feedback.commands:export_labels",
     "feedback invite": "tether.feedback.commands:invite_person",

@@ -54,7 +54,8 @@ class PreferencePair:
     """`chosen` is preferred to `rejected` as a completion of `prompt`.
 
     `margin` is by how much (reward units), `probability` the chance in [0, 1] that chosen really
-    beats rejected, `criterion` what was judged, `labeler` who judged.
+    beats rejected, `criterion` what was judged, `labeler` who judged. Where `num_labelers` is
+    given, margin and probability are both their consensus, and training takes the probability.
     """
 
     prompt: Text
@@ -65,6 +66,7 @@ class PreferencePair:
     weight: float = 1.0
     criterion: str = ""
     labeler: str = ""
+    num_labelers: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "weight", self.weight, "must be ≥ 0")
@@ -78,7 +80,8 @@ class Ranking:
     """Several completions of one prompt in order of preference.
 
     `ranks[i]` belongs to `completions[i]`: 1 is best, equal ranks are a tie, None is a fail (below
-    every rank; between two fails there is no order).
+    every rank; between two fails there is no order). `num_labelers` is of how many labelers the
+    ranks are the consensus.
     """
 
     prompt: Text
@@ -87,6 +90,7 @@ class Ranking:
     criterion: str = ""
     labeler: str = ""
     category: str = ""
+    num_labelers: int | None = None
 
     def __post_init__(self) -> None:
         same = len(self.ranks) == len(self.completions)
@@ -228,6 +232,12 @@ def _read_number(value: object) -> float:
     return float(value)
 
 
+def _read_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TypeError
+    return value
+
+
 def _list_of(read: Callable[[object], Any]) -> Callable[[object], Any]:
     return lambda value: [read(item) for item in _read_list(value)]
 
@@ -238,6 +248,7 @@ _READERS: dict[Any, tuple[Callable[[object], Any], str]] = {
     bool: (_read_bool, "true or false"),
     float: (_read_number, "a finite number"),
     float | None: (_read_number, "a finite number"),
+    int | None: (_read_count, "a whole number from 1"),
     Text: (read_text, 'a string or a list of messages {"role": ..., "content": ...}'),
     list[str]: (_list_of(_read_string), "a list of strings"),
     list[bool]: (_list_of(_read_bool), "a list of true and false"),
@@ -274,13 +285,22 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     try:
         with _open_to_read(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _parse(line, f"{path}:{number}")
+            yield from read_lines(lines, str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def read_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What `read_jsonl` yields, of lines from elsewhere; `name` opens every error message.
+
+    Raises:
+        DataError: A line is not a JSON object.
+    """
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _parse(line, f"{name}:{number}")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

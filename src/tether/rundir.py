@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,10 +65,13 @@ def fingerprint(path: str) -> str:
     """What identifies an input: the SHA-256 of a file, or of a folder's model and record files.
 
     Files above 1 GiB count by size and modification time. A hub id or a function is its own name.
+    A feedback project (.db) counts by its items and judgments, however the database holds them.
     """
     place = Path(path.rsplit(":", 1)[0]) if ".py:" in path else Path(path)
     if not place.exists():
         return path
+    if place.suffix == ".db" and (judged := _judgments(place)):
+        return judged
     kinds = (".safetensors", ".json", ".jsonl", ".gz", ".parquet")
     files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in kinds)
     digest = hashlib.sha256()
@@ -77,6 +81,29 @@ def fingerprint(path: str) -> str:
             digest.update(file.read_bytes())
         else:
             digest.update(f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _judgments(path: Path) -> str:
+    """What identifies the items and judgments of a feedback project; "" where it is none.
+
+    Leases, people and when what was written do not count.
+    """
+    queries = (
+        "SELECT key, gold, category FROM items ORDER BY key",
+        "SELECT submission, verdict, ranks, strength FROM current_judgments ORDER BY submission",
+    )
+    digest = hashlib.sha256()
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            for query in queries:
+                for row in db.execute(query):
+                    digest.update(json.dumps(row).encode())
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return ""
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import tether.feedback.assignment as assignment_module
 from tether.errors import DataError
-from tether.feedback.assignment import Answer, assignment, next_assignment, submit
+from tether.feedback.assignment import Answer, assignment, next_assignment, submit, submit_and_next
 from tether.feedback.judgments import Item, item_key
 from tether.feedback.people import local_person
 from tether.feedback.store import Project, Store
@@ -258,6 +258,18 @@ def test_an_edit_supersedes_and_keeps_what_was_said_before(tmp_path):
     submit(store, ann, answer(given.id, [2.0, 1.0, 3.0], submission="the fourth"))
     assert len(store.judgments()) == 1
     assert store.read().execute("SELECT max(taken) FROM items").fetchone()[0] == 1
+
+
+def test_submit_and_next_in_one_go(tmp_path):
+    store = make_store(tmp_path, num_items=2)
+    [ann] = people(store, 1)
+    first = next_assignment(store, ann)
+    saved, second = submit_and_next(store, ann, answer(first.id))
+    assert saved == 1
+    assert {first.prompt, second.prompt} == {"p0", "p1"}
+    assert submit_and_next(store, ann, answer(second.id), held=[first.id]) == (2, None)
+    with pytest.raises(DataError, match="is not yours"):
+        submit_and_next(store, ann, answer(99))
 
 
 def test_only_what_was_handed_out_to_oneself_can_be_read_or_judged(tmp_path):

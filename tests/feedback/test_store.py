@@ -1,10 +1,14 @@
 import shutil
 import sqlite3
 import stat
+import threading
+import time
 
 import pytest
 
+import tether.feedback.store as store_module
 from tether.errors import DataError
+from tether.feedback.assignment import next_assignment
 from tether.feedback.people import by_id, by_token, everybody, invite, local_person, revoke
 from tether.feedback.store import Project, Store
 
@@ -54,6 +58,64 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path):
         _ = [db.execute(statement) for statement in ("UPDATE items SET retired = 1", wrong)]
     assert store.read().execute("SELECT sum(retired) FROM items").fetchone()[0] == 0
     assert store.read().execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+def test_work_in_one_transaction_fails_and_succeeds_apart(tmp_path):
+    """Three threads wait while a fourth writes; one sync takes all, and one mistake is undone."""
+    store = make_store(tmp_path)
+    insert = "INSERT INTO instructions VALUES (?, '', 0)"
+    results, syncs = {}, []
+
+    def add(version, then):
+        def work(db):
+            db.execute(insert, (version,))
+            return then()
+
+        try:
+            results[version] = store.transact(work)
+        except ZeroDivisionError as error:
+            results[version] = error
+
+    threads = [
+        threading.Thread(target=add, args=[2, lambda: "two"]),
+        threading.Thread(target=add, args=[3, lambda: 1 / 0]),
+        threading.Thread(target=add, args=[4, lambda: "four"]),
+    ]
+    with store._writing:
+        for thread in threads:
+            thread.start()
+        while len(store._waiting) < 3:
+            time.sleep(0.001)
+        store.read().set_trace_callback(lambda sql: syncs.append(sql == "COMMIT"))
+        store._commit_together()
+    for thread in threads:
+        thread.join()
+    assert (results[2], results[4]) == ("two", "four")
+    assert isinstance(results[3], ZeroDivisionError)
+    versions = [row[0] for row in store.read().execute("SELECT version FROM instructions")]
+    assert versions == [1, 2, 4]
+    assert sum(syncs) == 1
+
+
+def test_a_locked_or_full_database_is_told_to_each_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.01)
+    store = make_store(tmp_path)
+    [ann] = people(store, 1)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        next_assignment(store, ann)
+    other.execute("ROLLBACK")
+    other.close()
+    [pages] = store.read().execute("PRAGMA page_count").fetchone()
+    store.read().execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.transact(
+            lambda db: db.execute("INSERT INTO instructions VALUES (2, ?, 0)", ["x" * 9999])
+        )
+    store.read().execute("PRAGMA max_page_count = 100000")
+    assert store.instructions()[0] == 1
+    assert judge(store, ann) is not None
 
 
 def test_judgments_of_some_people_or_groups(tmp_path):

@@ -48,7 +48,7 @@ class PreferenceConfig(FitConfig):
     """What tuning a policy on preferences has, without a reward model."""
 
     data: str
-    """Preference pairs, or rankings (all pairs that a ranking decides)"""
+    """Preference pairs, rankings (all pairs that a ranking decides), or a project NAME.db"""
     batch_size: int = 32
     """Optimizer batch in pairs"""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))

@@ -125,7 +125,10 @@ def group(records: Sequence[Ranking | PreferencePair | Thumb]) -> list[Compariso
 
 
 def _add_pair(comparisons: Comparisons, record: PreferencePair) -> None:
+    # A consensus tells one thing twice: its margin is the log-odds of its probability, or near it.
+    # A loss takes both as a difference of scores, and so would aim at twice that.
+    margin = 0.0 if record.num_labelers and record.probability else record.margin or 0.0
     winner, loser = comparisons.index(record.chosen), comparisons.index(record.rejected)
     probability = 1.0 if record.probability is None else record.probability
-    comparisons.pairs.append(Pair(winner, loser, probability, record.margin or 0.0, record.weight))
+    comparisons.pairs.append(Pair(winner, loser, probability, margin, record.weight))
     comparisons.orders.append(Order((winner, loser), (1.0, 2.0), record.weight))

@@ -1,7 +1,8 @@
 """Read prompts, demonstrations, comparisons and completions, in our shape or a public one.
 
 A row in a public shape is first rewritten to our fields (one small function a shape, tried in the
-order of `SHAPES`), then read as a record. Fields that the record does not have are ignored.
+order of `SHAPES`), then read as a record. Fields that the record does not have are ignored. A path
+that ends in .db is a feedback project, whose labelers' consensus is read.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tether.errors import DataError
+from tether.feedback import export
+from tether.feedback.store import Store, is_project
 from tether.records import (
     Completions,
     Demonstration,
@@ -69,13 +72,16 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
     return _read(path, _demonstration, "demonstration", _DEMONSTRATIONS)
 
 
-def read_comparisons(path: str | Path) -> list[Ranking | PreferencePair]:
+def read_comparisons(path: str | Path, *, whole: bool = False) -> list[Ranking | PreferencePair]:
     """The rankings and preference pairs of a file or folder, in the order of its rows.
+
+    A feedback project gives pairs with a probability, or with `whole` its rankings.
 
     Raises:
         DataError: A file is missing or empty, or a row has no comparison in a shape we know.
     """
-    return _read(path, _comparison, "comparison", _COMPARISONS)
+    what = "ranking" if whole and is_project(path) else "comparison"
+    return _read(path, _comparison, what, _COMPARISONS)
 
 
 def read_thumbs(path: str | Path) -> list[Thumb]:
@@ -83,7 +89,8 @@ def read_thumbs(path: str | Path) -> list[Thumb]:
 
     A {"text": ..., "label": ...} row has the prompt "". A preference pair is read as one of each.
     Where it has a probability p that the chosen completion is the better one, both are read as
-    both, with weights p and 1 - p.
+    both, with weights p and 1 - p. A feedback project gives its thumbs; one that ranks completions
+    and has failed none gives its pairs.
 
     Raises:
         DataError: A file is missing or empty, or a row has no label in a shape we know.
@@ -106,7 +113,7 @@ def _read(
 ) -> list[Read]:
     path = Path(path)
     records: list[Read] = []
-    for row, where in _rows(path):
+    for row, where in _project_rows(path, what) if is_project(path) else _rows(path):
         record = make(_our_fields(row, where), where)
         if record is None:
             found = ", ".join(map(repr, row)) or "none"
@@ -122,6 +129,29 @@ def _rows(path: Path) -> Iterator[tuple[Row, str]]:
     for file in files:
         for number, row in read_jsonl(file):
             yield row, f"{file}:{number}"
+
+
+def _project_rows(path: Path, what: str) -> Iterator[tuple[Row, str]]:
+    store = Store(path)
+    if what == "prompt":
+        rows = export.prompts(store)
+    elif what == "comparison":
+        rows = export.export(store, "pairs")
+    elif what == "ranking":
+        rows = export.export(store, "rankings")
+    elif what == "liked or disliked completion":
+        rows = export.export(store, "thumbs")
+        if store.project.mode != "thumbs" and all(row["label"] for row in rows):
+            rows = export.export(store, "pairs")
+    else:
+        raise DataError(
+            f"{path}: no {what} can be read from a feedback project, which holds judgments; write "
+            f"records with `tether feedback export {path} --to pairs --out FILE`"
+        )
+    store.close()
+    export.require_some(rows, store, f"{what}s")
+    for number, row in enumerate(rows, start=1):
+        yield row, f"{path}: {what} {number}"
 
 
 # --- from our fields to a record; None where they do not suffice ----------------------------------

@@ -98,9 +98,12 @@ def next_assignment(store: Store, labeler: int, held: Sequence[int] = ()) -> Ass
     First what they hold already and the page does not have (`held` are the assignments it shows),
     then a due repeat, then a new item; when there is no new one, the repeats that are left.
     """
-    with store.write() as db:
-        number = _held(db, labeler, held) or _lease(db, store, labeler)
+    number = store.transact(lambda db: _next(db, store, labeler, held))
     return None if number is None else assignment(store, labeler, number)
+
+
+def _next(db: sqlite3.Connection, store: Store, labeler: int, held: Sequence[int]) -> int | None:
+    return _held(db, labeler, held) or _lease(db, store, labeler)
 
 
 def _held(db: sqlite3.Connection, labeler: int, held: Sequence[int]) -> int | None:
@@ -175,20 +178,40 @@ def submit(store: Store, labeler: int, answer: Answer) -> int:
         DataError: The assignment is not the labeler's, or the answer breaks a rule of its mode.
     """
     _check(answer)
-    with store.write() as db:
-        query = "SELECT id, labeler FROM judgments WHERE submission = ?"
-        if (known := db.execute(query, (answer.submission,)).fetchone()) is not None:
-            if known["labeler"] != labeler:
-                raise DataError(f"submission={answer.submission!r} is taken; reload the page")
-            return known["id"]
-        row = _own(db, labeler, answer.assignment)
-        if row["state"] == "planned":
-            raise DataError(f"assignment={answer.assignment} was not handed out; reload the page")
-        ranks = _checked_ranks(answer, row["size"], store.project.mode)
-        number = _append(db, row, answer, ranks)
-        state = "done" if answer.verdict == "ranked" else "released"
-        db.execute("UPDATE assignments SET state = ? WHERE id = ?", (state, answer.assignment))
-        _plan_repeat(db, store, row, answer)
+    return store.transact(lambda db: _submit(db, store, labeler, answer))
+
+
+def submit_and_next(
+    store: Store, labeler: int, answer: Answer, held: Sequence[int] = ()
+) -> tuple[int, Assignment | None]:
+    """`submit` and then `next_assignment`, in one transaction.
+
+    Raises:
+        DataError: As `submit`; no item is handed out then.
+    """
+    _check(answer)
+
+    def work(db: sqlite3.Connection) -> tuple[int, int | None]:
+        return _submit(db, store, labeler, answer), _next(db, store, labeler, held)
+
+    saved, number = store.transact(work)
+    return saved, None if number is None else assignment(store, labeler, number)
+
+
+def _submit(db: sqlite3.Connection, store: Store, labeler: int, answer: Answer) -> int:
+    query = "SELECT id, labeler FROM judgments WHERE submission = ?"
+    if (known := db.execute(query, (answer.submission,)).fetchone()) is not None:
+        if known["labeler"] != labeler:
+            raise DataError(f"submission={answer.submission!r} is taken; reload the page")
+        return known["id"]
+    row = _own(db, labeler, answer.assignment)
+    if row["state"] == "planned":
+        raise DataError(f"assignment={answer.assignment} was not handed out; reload the page")
+    ranks = _checked_ranks(answer, row["size"], store.project.mode)
+    number = _append(db, row, answer, ranks)
+    state = "done" if answer.verdict == "ranked" else "released"
+    db.execute("UPDATE assignments SET state = ? WHERE id = ?", (state, answer.assignment))
+    _plan_repeat(db, store, row, answer)
     return number
 
 

@@ -10,20 +10,21 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tether.config import CollectConfig
-from tether.errors import CheckError, ConfigError
+from tether.errors import CheckError
 from tether.feedback.assignment import Answer, next_assignment, submit
-from tether.feedback.export import export
+from tether.feedback.export import To, export
 from tether.feedback.people import local_person
-from tether.feedback.prepare import import_items
+from tether.feedback.prepare import ImportConfig, import_feedback
 from tether.feedback.simulated import Labeler, default_labelers, rank, utilities
-from tether.feedback.store import Project, Store
+from tether.feedback.store import Store
 from tether.functions import load_function
 from tether.progress import Steps, console
-from tether.records import Completions, Text, from_dict, read_jsonl, write_jsonl
+from tether.records import Text, write_jsonl
 from tether.rundir import StageFolder
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -32,8 +33,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 def collect(config: CollectConfig) -> Path:
     """Add completions to a feedback project, have them judged, and write every judgment so far.
 
-    Writes into `config.out`: `pairs.jsonl` (with the probability that the chosen one is better),
-    `rankings.jsonl` (the consensus), `thumbs.jsonl`, and `judgments.jsonl` (each labeler's own).
+    Writes into `config.out`: `pairs.jsonl` (with the probability that the chosen one is better)
+    and `rankings.jsonl` (the consensus), or `thumbs.jsonl`; and `judgments.jsonl`, each labeler's.
 
     Raises:
         DataError: There are no completions.
@@ -42,56 +43,54 @@ def collect(config: CollectConfig) -> Path:
     folder = StageFolder(config, "collect", [config.data, config.scorer])
     if folder.finished:
         return folder.path
-    rows = read_jsonl(config.data)
-    records = [from_dict(Completions, row, f"{config.data}:{line}") for line, row in rows]
-    store = open_project(config)
-    import_items(store, records)
+    store = _add(config)
     folder.begin()
     if config.scorer:
         scores = known_scores(store, config.scorer, config.scale)
         judge_all(store, default_labelers(), scores, config.seed)
     else:
         wait_for_people(store, config.enough)
-    only = {"labelers": config.labelers, "groups": config.groups}
     counts: dict[str, int] = {}
-    for name, to, each in OUTPUTS:
-        rows = export(store, to, each=each, **only)
+    for name, to, each in OUTPUTS[config.mode]:
+        rows = export(store, to, labelers=config.labelers, groups=config.groups, each=each)
         counts[name] = len(rows)
         write_jsonl(folder.path / f"{name}.jsonl", rows)
     return folder.finish(**counts, project=str(store.path))
 
 
-OUTPUTS = (
+_COMPARED: tuple[tuple[str, To, bool], ...] = (
     ("pairs", "pairs", False),
     ("rankings", "rankings", False),
-    ("thumbs", "thumbs", False),
     ("judgments", "rankings", True),
 )
-"""File, shape, and whether each labeler speaks for himself."""
+OUTPUTS: dict[str, tuple[tuple[str, To, bool], ...]] = {
+    "rank": _COMPARED,
+    "pair": _COMPARED,
+    "thumbs": (("thumbs", "thumbs", False), ("judgments", "thumbs", True)),
+}
+"""By mode: file, kind of its rows, and whether each labeler speaks alone in it."""
 
 
-def open_project(config: CollectConfig) -> Store:
-    """The project that the rounds of a recipe share, made where it is missing."""
+def _add(config: CollectConfig) -> Store:
+    """Add the completions to the project that the rounds share, made where it is missing."""
     bare = Path(config.project).name == config.project
     path = Path(config.out).parent / config.project if bare else Path(config.project)
-    people = not config.scorer
-    asked = Project(
-        name=path.parent.name or path.stem,
-        criterion=config.criterion,
-        mode=config.mode,
-        num_labelers=config.num_labelers,
-        repeat_share=0.05 if people else 0.0,
-        gold_share=0.05 if people else 0.0,
-        seed=config.seed,
-    )
+    settings: dict[str, Any] = {}
     if not path.exists():
-        return Store.create(path, asked)
-    store = Store(path)
-    for name in ("criterion", "mode", "num_labelers"):
-        there, here = getattr(store.project, name), getattr(asked, name)
-        if there != here:
-            raise ConfigError(f"{name}={here!r} but {path} has {there!r}; use that, or a new file")
-    return store
+        # Simulated labelers need no control of their attention, and every run the same items.
+        shares = dict.fromkeys(("repeat_share", "gold_share"), 0.0) if config.scorer else {}
+        settings = {"name": path.resolve().parent.name, "seed": config.seed, **shares}
+    import_feedback(
+        ImportConfig(
+            path=str(path),
+            data=(config.data,),
+            criterion=config.criterion,
+            mode=config.mode,
+            num_labelers=config.num_labelers,
+            **settings,
+        )
+    )
+    return Store(path)
 
 
 def wait_for_people(store: Store, enough: float) -> None:

@@ -3,16 +3,40 @@
 Each is a function whose signature is its command line; `tether feedback NAME --help` shows it.
 """
 
+import sys
+from dataclasses import replace
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, arg
 
+from tether.errors import ConfigError
+from tether.feedback.arguments import Name, ProjectFile
+from tether.feedback.export import ExportConfig, export_feedback
 from tether.feedback.people import invite, revoke
+from tether.feedback.prepare import ImportConfig, import_feedback
 from tether.feedback.store import Store
 from tether.progress import results
 
-ProjectFile = Annotated[Positional[str], arg(metavar="PROJECT.db")]
-Name = Annotated[Positional[str], arg(metavar="NAME")]
+
+def import_items(config: Annotated[OmitArgPrefixes[ImportConfig], arg(name="")]) -> None:
+    """Make a feedback project from completions, or add to one.
+
+    Without --data the completions come from standard input:
+    tether generate … --num 4 --out - | tether feedback import helpful.db
+    """
+    if not (config.data or config.gold or config.instructions):
+        if sys.stdin.isatty():
+            raise ConfigError("data=() must name a file, or pipe completions in: tether generate …")
+        config = replace(config, data=("-",))
+    import_feedback(config)
+    results.print(f"next  tether label {config.path}", markup=False)
+
+
+def export_labels(config: Annotated[OmitArgPrefixes[ExportConfig], arg(name="")]) -> None:
+    """Write what the labelers of a project say as records, for training here or elsewhere."""
+    path = export_feedback(config)[0]
+    command = "kto" if config.to == "thumbs" else "reward"
+    results.print(f"next  tether {command} --model DIR --data {path} --out DIR", markup=False)
 
 
 def invite_person(

@@ -62,6 +62,11 @@ def item_key(prompt: Text, completions: Sequence[Text]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def stored_order(completions: Sequence[Text]) -> list[int]:
+    """The order in which an item stores completions: by their texts, so that it tells nothing."""
+    return sorted(range(len(completions)), key=lambda i: json.dumps(completions[i]))
+
+
 def from_records(
     records: Iterable[Ranking | PreferencePair | Thumb],
 ) -> tuple[dict[str, Item], list[Judgment]]:
@@ -76,7 +81,7 @@ def from_records(
     seen: set[tuple[str, str]] = set()
     for record in records:
         completions, ranks = _ranked(record)
-        order = sorted(range(len(completions)), key=lambda i: json.dumps(completions[i]))
+        order = stored_order(completions)
         texts = [completions[i] for i in order]
         key = item_key(record.prompt, texts)
         category = record.category if isinstance(record, Ranking) else ""

@@ -107,7 +107,7 @@ def read(config: RewardModelConfig) -> list[Comparisons]:
                 "can be told apart without some of the other kind"
             )
         return group(thumbs)
-    groups = group(read_comparisons(config.data))
+    groups = group(read_comparisons(config.data, whole=config.loss == "listwise"))
     for pair in (pair for group_ in groups for pair in group_.pairs):
         if config.loss == "listwise" and (pair.margin or pair.probability != 1):
             raise DataError(

@@ -42,6 +42,9 @@ CREATE INDEX open_by_taken ON items (taken, place)
 CREATE INDEX open_by_uncertainty ON items (uncertainty DESC, place)
     WHERE taken < needed AND retired = 0 AND gold IS NULL;
 CREATE INDEX gold_by_place ON items (place) WHERE gold IS NOT NULL AND retired = 0;
+-- For counting, since the rows hold long texts. Not by `retired` first: draws would use it too.
+CREATE INDEX states ON items (needed, taken, retired) WHERE gold IS NULL;
+CREATE INDEX retired_items ON items (id) WHERE retired = 1;
 
 CREATE TABLE people (
     id      INTEGER PRIMARY KEY,
@@ -84,6 +87,7 @@ CREATE TABLE judgments (
 );
 CREATE INDEX judgments_of ON judgments (labeler, id);
 CREATE INDEX judgments_on ON judgments (assignment, id);
+CREATE INDEX judgments_noted ON judgments (verdict, id DESC) WHERE verdict <> 'ranked';
 
 CREATE TRIGGER judgments_stay BEFORE UPDATE ON judgments
     BEGIN SELECT RAISE(ABORT, 'judgments are append-only'); END;
