@@ -151,5 +151,5 @@ def test_bad_input(config, tmp_path):
     with pytest.raises(ConfigError, match="mode='pair' but"):
         collect(config(2, mode="pair"))
     (tmp_path / "data-2.jsonl").write_text("")
-    with pytest.raises(DataError, match="data-2.jsonl"):
+    with pytest.raises(DataError, match=r"data-2\.jsonl"):
         collect(config(2))

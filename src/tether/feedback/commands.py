@@ -7,9 +7,10 @@ import sys
 from dataclasses import replace
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from tether.errors import ConfigError
+from tether.feedback import report, scores
 from tether.feedback.arguments import Name, ProjectFile
 from tether.feedback.export import ExportConfig, export_feedback
 from tether.feedback.people import invite, revoke
@@ -37,6 +38,26 @@ def export_labels(config: Annotated[OmitArgPrefixes[ExportConfig], arg(name="")]
     path = export_feedback(config)[0]
     command = "kto" if config.to == "thumbs" else "reward"
     results.print(f"next  tether {command} --model DIR --data {path} --out DIR", markup=False)
+
+
+def import_scores(project: ProjectFile, *, data: tuple[str, ...]) -> None:
+    """Take reward scores, by which a project with --next-item active asks where it is unsure.
+
+    Args:
+        project: The project's file, NAME.db.
+        data: What `tether score` wrote, a file for each reward model.
+    """
+    known, unknown = scores.import_scores(Store(project), data)
+    results.print(f"{known} items scored, {unknown} without a score")
+
+
+def print_agreement(path: Annotated[Positional[str], arg(metavar="PROJECT.db|FILE")]) -> None:
+    """Consensus, agreement, and what is known of each labeler.
+
+    Args:
+        path: A project, or a JSONL file of rankings, pairs or thumbs with a labeler each.
+    """
+    report.print_agreement(path)
 
 
 def invite_person(
