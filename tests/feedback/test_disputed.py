@@ -44,7 +44,6 @@ def test_weak_spots_are_those_of_competent_labelers():
     judgments += [
         judge("vague", "good 0", [1.0, 2.0, 3.0, 4.0]),
         judge("vague", "good 1", [4.0, 3.0, 2.0, 1.0]),
-        judge("vague", "good 2", [1.0, 2.0, 3.0, 4.0]),
     ]
     quality = assess(items, judgments, num_resamples=20)
     assert weak_spots(items, judgments, quality)[0].item == "vague"

@@ -21,9 +21,9 @@ def by_name(items, judgments):
 # --- reliability ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
 def test_the_bad_are_found_and_the_good_are_not(seed):
-    # benchmarks/labelers.py does so with forty seeds
+    # benchmarks/labelers.py counts over twenty seeds and more
     found = by_name(*judged(seed, crowd(0.5))[:2])
     assert {name for name, one in found.items() if one.flags} == {"random", "reversed"}
     assert [one.judgments for one in found.values()] == pytest.approx([34] * 7, abs=1)
@@ -49,13 +49,13 @@ def test_planted_scores_lie_in_their_intervals():
     scale = 1.70 / (0.5 * 2**0.5)
     inside, unweighted = [], []
     for seed in (2, 3):
-        items, judgments, scores = judged(seed, crowd(0.5), num_items=150)
+        items, judgments, scores = judged(seed, crowd(0.5), num_items=100)
         quality = assess(items, judgments, num_resamples=50)
         for trusted, into in ((weights(quality), inside), (None, unweighted)):
             for key, one in agreed(items, judgments, trusted).items():
                 truth = scale * (scores[key] - scores[key].mean())
                 into.extend(np.abs(np.array(one.scores) - truth) < 1.96 * np.array(one.errors))
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)  # 1,200 scores
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)  # 800 scores
     assert np.mean(unweighted) < 0.7
 
 

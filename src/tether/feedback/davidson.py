@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 TIES, DECIDED = 0.1, 0.9  # comparisons of equals, as if seen before: one more, a tenth of it a tie
 TOLERANCE = 1e-7
-NODES = 5  # of the quadrature over a normal difference of strengths
+NODES = 7  # of the quadrature over a normal difference of strengths
 
 
 class Strengths(NamedTuple):
@@ -106,9 +106,12 @@ def posterior(
     """
     block, scores, covariance = _Block(counts), start.scores, start.covariance
     centred = np.eye(block.size) - 1 / block.size
+    win, _, loss = outcomes(scores @ block.ends.T, start.nu)
+    weight = win + loss - (win - loss) ** 2
     for _ in range(steps):
         variances = np.einsum("pi,nij,pj->np", block.ends, covariance, block.ends, optimize=True)
-        lead, weight = _averaged(scores @ block.ends.T, variances, start.nu)
+        lead, wanted = _averaged(scores @ block.ends.T, variances, start.nu)
+        weight = (weight + wanted) / 2  # the whole way would swing where the prior is wide
         push = (block.counts[..., 0] - block.counts[..., 2] - block.total * lead) / 2
         inverse = np.linalg.inv(block.curvature(block.total * weight / 4, ridge))
         gradient = push @ block.ends - ridge * scores

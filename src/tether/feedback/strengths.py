@@ -20,7 +20,7 @@ from tether.feedback.davidson import Strengths, fit, posterior, win_probability
 from tether.feedback.judgments import Item, Judgment
 from tether.feedback.tally import Block, Tally, kinds, one_voice, pairs_of, sums_by, tally
 
-RIDGES = 2.0 ** np.arange(-6, 5)
+RIDGES = 2.0 ** np.arange(-4, 5)
 HELD_OUT = 1000  # judgments by which a ridge is chosen, about
 NO_TIES = 1e-9  # ν of thumbs, which are up or down
 

@@ -7,6 +7,7 @@ completion, a thumb up beats it and a thumb down loses to it.
 J judgments on n items of K completions; P = K(K - 1)/2 pairs, in the order of `pairs_of(K)`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -140,9 +141,10 @@ def sums_by(
     group: Int[np.ndarray, " J"], values: Shaped[np.ndarray, "J *rest"], num_groups: int
 ) -> Float[np.ndarray, "n *rest"]:
     """The sum of each group's rows."""
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
     columns = [np.bincount(group, weights=column, minlength=num_groups) for column in flat.T]
-    return np.stack(columns, axis=-1).reshape(num_groups, *values.shape[1:])
+    sums = np.stack(columns, axis=-1).astype(np.float64)  # counts, where there are no rows
+    return sums.reshape(num_groups, *values.shape[1:])
 
 
 def _ranks(ranks: list[Ranks], size: int) -> Floats:
