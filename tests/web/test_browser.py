@@ -532,7 +532,8 @@ def a_day_of_work(store, monkeypatch):
         verdict, reason = notes.get(number, ("ranked", ""))
         ranks = None if verdict != "ranked" else plausible_ranks(given.completions, draw)
         sent = {"submission": f"number-{number}", "verdict": verdict, "reason": reason}
-        submit(store, labeler, Answer(assignment=given.id, ranks=ranks, **sent))
+        seconds = draw.uniform(15, 70)
+        submit(store, labeler, Answer(assignment=given.id, ranks=ranks, seconds=seconds, **sent))
     monkeypatch.undo()
 
 
