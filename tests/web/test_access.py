@@ -363,7 +363,7 @@ def test_others_are_let_in_only_with_an_administrator(store, where):
 
 def test_an_open_address_needs_names(store):
     people.invite(store, "Cy", role="administrator")
-    with pytest.raises(ConfigError, match="needs `hosts`"):
+    with pytest.raises(ConfigError, match="needs --hosts"):
         serve(store.path, host="0.0.0.0")
 
 

@@ -456,13 +456,14 @@ def test_the_summary_is_shown_when_it_is_there(store):
 
     def summary(_):
         assert ready.wait(10)
-        return {"Krippendorff's α": 0.71}
+        figure = {"name": "Krippendorff's α", "value": "0.71", "note": "of two items"}
+        return {"figures": [figure], "labelers": [], "lists": []}
 
     browser = Browser(store, summary=summary)
     assert "Shown once several people" in browser.get("/admin").text  # and it did not wait
     ready.set()
     browser.site().summary.close()
-    assert "Krippendorff&#39;s α</dt><dd>0.71" in browser.get("/admin").text
+    assert "Krippendorff&#39;s α</dt><dd>0.71</dd>" in browser.get("/admin").text
 
 
 def test_an_invitation_is_shown_once(store):

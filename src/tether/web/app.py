@@ -279,7 +279,7 @@ def serve(
         _require_administrator(store, host)
     named = {one.lower() for one in (*LOOPBACK, host, *hosts)}
     if host in ("0.0.0.0", "::") and not hosts:
-        raise ConfigError(f"host={host!r} needs `hosts`: the names or addresses that people use")
+        raise ConfigError(f"host={host!r} needs --hosts: the names or addresses that people use")
     app = build(
         store,
         secret=session_secret(Path(path)),

@@ -21,8 +21,10 @@ async function renew() {
 // A part in which somebody is at work stays as it is until they leave it.
 function replace(old, fresh) {
   if (old.contains(document.activeElement)) return;
-  const isOpen = old.querySelector("details")?.open;
-  if (isOpen) fresh.querySelector("details")?.setAttribute("open", "");
+  const opened = [...old.querySelectorAll("details[open] > summary")].map((one) => one.textContent);
+  for (const one of fresh.querySelectorAll("details > summary")) {
+    one.parentElement.open = opened.includes(one.textContent);
+  }
   old.replaceWith(document.adoptNode(fresh));
 }
 
