@@ -1,5 +1,6 @@
 """A project with plausible texts, and a server for it that can be stopped and started."""
 
+import sqlite3
 import threading
 from contextlib import contextmanager
 
@@ -100,6 +101,17 @@ def make_store(path, mode="rank", texts=TEXTS, instructions=INSTRUCTIONS, **sett
     store = Store.create(path, project, instructions)
     store.add_items(make_items(mode, texts))
     return store
+
+
+@contextmanager
+def locked(store):
+    """The project as long as another process is writing to it."""
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.close()
 
 
 class Server:

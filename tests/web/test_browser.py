@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.web.pages import INSTRUCTIONS, TEXTS, make_store, serving
+from tests.web.pages import INSTRUCTIONS, TEXTS, locked, make_store, serving
 from tether.feedback.assignment import Answer, next_assignment, submit
 from tether.feedback.people import invite, local_person
 from tether.web.agreement import EXPORTS, summary
@@ -438,21 +438,19 @@ def test_unsent_judgments_survive_a_reload_and_are_stored_once(served, opened):
     assert len(served.store.judgments()) == 1
 
 
-def test_a_locked_database_is_told_and_nothing_is_lost(served, opened, monkeypatch):
+def test_a_locked_database_is_told_and_nothing_is_lost(tmp_path, opened, monkeypatch):
     monkeypatch.setattr("tether.feedback.store.BUSY_SECONDS", 0.05)
-    page = opened(served.url)
-    page.wait_for_load_state("networkidle")  # the next item has been fetched
-    served.store._writing.acquire()
-    try:
-        press(page, "1 2 3 4 Enter")
+    with serving(make_store(tmp_path / "kitchen.db")) as server:
+        page = opened(server.url)
+        page.wait_for_load_state("networkidle")  # the next item has been fetched
         banner = page.get_by_role("alert")
-        expect(banner).to_contain_text("1 judgment not saved yet: the server says:")
-        expect(banner).to_contain_text("database is locked")
-    finally:
-        served.store._writing.release()
-    page.get_by_role("button", name="Try now").click()
-    saved(page, 1)
-    expect(banner).to_be_hidden()
+        with locked(server.store):
+            press(page, "1 2 3 4 Enter")
+            expect(banner).to_contain_text("1 judgment not saved yet: the server says:")
+            expect(banner).to_contain_text("database is locked")
+        page.get_by_role("button", name="Try now").click()
+        saved(page, 1)
+        expect(banner).to_be_hidden()
 
 
 # --- administration -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
-from tests.web.pages import SECRET, make_store
+from tests.web.pages import SECRET, locked, make_store
 from tether.errors import DataError
 from tether.feedback.assignment import Answer, Assignment, next_assignment, submit
 from tether.feedback.judgments import Item
@@ -321,6 +321,7 @@ def test_a_full_disk_is_told_and_the_choice_is_kept(store, monkeypatch):
     number = browser.data()["item"]["id"]
     ranks = {"rank-0": "2", "rank-1": "1", "rank-2": "fail", "rank-3": "2"}
     monkeypatch.setattr("tether.web.label.submit", full)
+    monkeypatch.setattr("tether.web.label.submit_and_next", full)
     sent = {"assignment": number, "submission": "of-a-form", "opened": "1.0", **ranks}
     answer = browser.fill("/judge", **sent)
     assert answer.status_code == 503
@@ -334,15 +335,17 @@ def test_a_full_disk_is_told_and_the_choice_is_kept(store, monkeypatch):
     assert answer.headers["retry-after"] == "5"
 
 
-def test_a_locked_file_is_told(store, monkeypatch):
+def test_a_locked_file_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tether.feedback.store.BUSY_SECONDS", 0.05)
+    store = make_store(tmp_path / "kitchen.db")
     browser = Browser(store)
     number = browser.data()["item"]["id"]
-    monkeypatch.setattr("tether.feedback.store.BUSY_SECONDS", 0.01)
-    with store._writing:
+    with locked(store):
         answer = browser.judge(assignment=number, ranks=[1, 2, 3, 4])
     assert answer.status_code == 503
     assert "database is locked" in answer.json()["error"]
     assert browser.judge(assignment=number, ranks=[1, 2, 3, 4]).status_code == 200
+    store.close()
 
 
 # --- texts ----------------------------------------------------------------------------------------
