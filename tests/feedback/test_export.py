@@ -1,10 +1,13 @@
 import json
+import math
 from collections import Counter
+from itertools import permutations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tether.feedback.export as export_module
 from tether.data.formats import hh_transcripts, read_comparisons, read_thumbs
 from tether.errors import ConfigError, DataError
 from tether.feedback.export import (
@@ -18,6 +21,7 @@ from tether.feedback.export import (
 from tether.feedback.groups import by_labeler
 from tether.feedback.labels import add_labels, read_label
 from tether.feedback.store import Project, Store
+from tether.feedback.strengths import agreed
 from tether.records import PreferencePair, Ranking, Thumb, from_dict, read_jsonl
 
 TEXTS = ["a", "b", "c"]
@@ -34,6 +38,28 @@ def project(folder, *rows, mode="rank", **settings):
     return store
 
 
+@pytest.fixture
+def shares(monkeypatch):
+    """Opinions by hand: p = (wins + ties / 2 + 1/2) / (n + 1), s = mean log-odds."""
+
+    def opinion(judgments, size):
+        beats = [[0.5] * size for _ in range(size)]
+        for i, j in permutations(range(size), 2):
+            said = [(_order(one.ranks[i]), _order(one.ranks[j])) for one in judgments]
+            said = [(a, b) for a, b in said if min(a, b) < 9]
+            wins = sum((a < b) + (a == b) / 2 for a, b in said)
+            beats[i][j] = (wins + 0.5) / (len(said) + 1)
+        odds = [sum(math.log(p / (1 - p)) for p in row) / size for row in beats]
+        return export_module.Opinion(odds, beats)
+
+    def opinions(items, judgments):
+        by_item = {key: [one for one in judgments if one.item == key] for key in items}
+        sizes = {key: len(item.completions) for key, item in items.items()}
+        return {key: opinion(by_item[key], sizes[key]) for key in items if by_item[key]}
+
+    monkeypatch.setattr(export_module, "opinions", opinions)
+
+
 def told(rows):
     return [(row["chosen"], row["rejected"], row["probability"]) for row in rows]
 
@@ -41,7 +67,7 @@ def told(rows):
 # --- pairs ----------------------------------------------------------------------------------------
 
 
-def test_pairs_of_three_labelers(tmp_path):
+def test_pairs_of_three_labelers(tmp_path, shares):
     store = project(
         tmp_path,
         ("ann", "p", [1, 2, 3]),
@@ -65,7 +91,19 @@ def test_pairs_of_three_labelers(tmp_path):
     }
 
 
-def test_two_to_one(tmp_path):
+def test_probability_and_margin_are_those_of_the_consensus(tmp_path):
+    rows = [(name, "p", [1, 2, 3]) for name in ("ann", "bob")] + [("cat", "p", [3, 1, 2])]
+    store = project(tmp_path, *rows)
+    [consensus] = agreed(store.items(), store.judgments()).values()
+    found = {(row["chosen"], row["rejected"]): row for row in export(store, "pairs")}
+    assert {frozenset(pair) for pair in found} >= {frozenset("ab"), frozenset("bc")}
+    for (chosen, rejected), row in found.items():
+        i, j = TEXTS.index(chosen), TEXTS.index(rejected)
+        assert row["probability"] == pytest.approx(consensus.beats[i][j], abs=1e-6)
+        assert row["margin"] == pytest.approx(consensus.scores[i] - consensus.scores[j], abs=1e-6)
+
+
+def test_two_to_one(tmp_path, shares):
     rows = [("ann", "p", [1, 2]), ("bob", "p", [1, 2]), ("cat", "p", [2, 1])]
     [row] = export(project(tmp_path, *rows, mode="pair"), "pairs")
     # (2 + 1/2) / 4 = 0.625; the margin is log(0.625 / 0.375) = log(5/3).
@@ -73,7 +111,7 @@ def test_two_to_one(tmp_path):
     assert row["margin"] == pytest.approx(0.510826, abs=1e-6)
 
 
-def test_fails_stand_below_everything_and_make_no_pair_with_each_other(tmp_path):
+def test_fails_stand_below_everything_and_make_no_pair_with_each_other(tmp_path, shares):
     store = project(tmp_path, ("ann", "p", [None, None, 1]), ("bob", "p", [None, None, 3]))
     # Each against c: 2 of 2, (2 + 1/2) / 3.
     assert told(export(store, "pairs")) == [
@@ -90,7 +128,7 @@ def test_what_most_failed_is_never_chosen(tmp_path):
     assert export(store, "pairs") == []
 
 
-def test_a_repeat_is_no_second_voice_and_control_items_are_left_out(tmp_path):
+def test_a_repeat_is_no_second_voice_and_control_items_are_left_out(tmp_path, shares):
     store = project(
         tmp_path, ("ann", "p", [1, 2]), ("ann", "p", [2, 1]), ("ann", "gold", [1, 2]), mode="pair"
     )
@@ -101,7 +139,7 @@ def test_a_repeat_is_no_second_voice_and_control_items_are_left_out(tmp_path):
     assert prompts(store) == [{"prompt": "p"}]
 
 
-def test_labelers_and_groups(tmp_path):
+def test_labelers_and_groups(tmp_path, shares):
     store = project(tmp_path, ("ann", "p", [1, 2]), ("bob", "p", [2, 1]), mode="pair")
     with store.write() as db:
         db.execute("UPDATE people SET team = 'cooks' WHERE name = 'bob'")
@@ -294,9 +332,6 @@ def test_of_any_judgments(tmp_path_factory, rows):
         said = votes[pair.prompt]
         assert 0.5 < pair.probability <= 1
         assert pair.num_labelers == len(said)
-        wins = sum(_order(one[pair.chosen]) < _order(one[pair.rejected]) for one in said)
-        losses = sum(_order(one[pair.chosen]) > _order(one[pair.rejected]) for one in said)
-        assert wins > losses
         fails = [sum(one[text] is None for one in said) for text in (pair.chosen, pair.rejected)]
         assert fails[0] * 2 <= len(said)
         both = frozenset((pair.prompt, text) for text in (pair.chosen, pair.rejected))
@@ -318,7 +353,7 @@ def _order(rank):
 # --- methods read a project -----------------------------------------------------------------------
 
 
-def test_thumbs_of_a_project_of_pairs_are_its_pairs(tmp_path):
+def test_thumbs_of_a_project_of_pairs_are_its_pairs(tmp_path, shares):
     store = project(tmp_path, ("ann", "p", [1, 2]), mode="pair")
     found = read_thumbs(store.path)
     assert [(one.completion, one.label, one.weight) for one in found] == [
