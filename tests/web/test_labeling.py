@@ -487,7 +487,7 @@ def test_an_invitation_is_shown_once(store):
         ({"name": " "}, "must have 1 to 80 characters"),
         ({"name": "x" * 81}, "must have 1 to 80 characters"),
         ({"name": "Bo", "role": "king"}, "must be &#39;labeler&#39; or &#39;administrator&#39;"),
-        ({"name": "Ann", "role": "administrator"}, "is a labeler already"),
+        ({"name": "Ann", "role": "administrator"}, "is taken by the labeler"),
         ({}, "must have 1 to 80 characters"),
     ],
 )
