@@ -14,6 +14,8 @@ from torch import Tensor
 from tether.engine.graphs import GraphedStep
 from tether.engine.transformers_decoders import SlotDecoder, StepDecoder, slots_serve
 from tether.kernels.cache import Cache
+from tether.kernels.fuse import fused
+from tether.kernels.layers import Rotary
 from tether.models import llama
 from tether.models.language_model import LanguageModel
 
@@ -110,10 +112,27 @@ class LlamaDecoder:
     def _step(self, token: Tensor, slot: Tensor, position: Tensor, seen: int) -> Tensor:
         x, delta = self.llama.base.embed_tokens(token), None
         for layer, cache in zip(self.layers, self.caches, strict=True):
-            x, qkv = llama.before_attention(layer, x, delta, self.llama)
             rotary = self.rotary if layer.rotated else None
-            cache.write(qkv, slot, position, rotary, self.llama.heads)
-            attended = cache.attention(qkv, slot, position, rotary, self.llama.heads, seen=seen)
-            x, delta = llama.after_attention(layer, x, attended, self.llama)
+            places = slot, position, seen
+            x, delta = _through(x, delta, layer, cache, rotary, self.llama, *places)
         assert delta is not None
         return llama.last_norm(x, delta, self.llama)
+
+
+@fused
+def _through(
+    x: Tensor,
+    delta: Tensor | None,
+    layer: llama.Layer,
+    cache: Cache,
+    rotary: Rotary | None,
+    lean: llama.Llama,
+    slot: Tensor,
+    position: Tensor,
+    seen: int,
+) -> tuple[Tensor, Tensor]:
+    """One token a slot through a layer: residual stream, and what is to be added to it."""
+    x, qkv = llama.before_attention(layer, x, delta, lean)
+    cache.write(qkv, slot, position, rotary, lean.heads)
+    attended = cache.attention(qkv, slot, position, rotary, lean.heads, seen=seen)
+    return llama.after_attention(layer, x, attended, lean)

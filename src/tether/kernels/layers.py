@@ -3,7 +3,7 @@
 Tokens of all sequences lie one after the other, in rows; `offsets` says where each sequence
 starts, and ends with the number of rows. The residual stream is float32; other activations are
 float32 or bfloat16. Each operation is one autograd function: in C where `build.library` has it and
-the tensors are on the CPU, else in torch.
+the tensors are on the CPU, else in torch, which `fuse` makes one kernel of on a GPU.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tether.kernels.build import library
+from tether.kernels.fuse import fused
 
 BLOCKS = 16  # partial sums of a norm's weight gradient; fixed, so that threads do not matter
 
@@ -77,9 +78,7 @@ class _AddNorm(torch.autograd.Function):
                 *(at(total), at(out), at(rstd)),
             )
         else:
-            total = x if delta is None else x + delta
-            rstd = torch.rsqrt(total.square().mean(-1) + eps)
-            out = (total * rstd[:, None] * weight).to(dtype)
+            total, rstd, out = _add_norm(x, delta, weight, eps, dtype)
         ctx.save_for_backward(total, weight, rstd)
         ctx.delta_dtype = None if delta is None else delta.dtype
         return (x.view_as(x) if delta is None else total), out
@@ -111,13 +110,35 @@ class _AddNorm(torch.autograd.Function):
             )
             grad_weight = partial.sum(0)
         else:
-            unit, grad = total * rstd[:, None], grad_out.float()
-            grad_weight, grad = (grad * unit).sum(0), grad * weight
-            grad_x = (grad - unit * (grad * unit).mean(-1, keepdim=True)) * rstd[:, None]
-            grad_x = grad_x if grad_total is None else grad_x + grad_total
-            if ctx.delta_dtype is not None:
-                grad_delta = grad_x.to(ctx.delta_dtype)
+            grad_x, grad_delta, grad_weight = _add_norm_backward(
+                total, weight, rstd, grad_out, grad_total, ctx.delta_dtype
+            )
         return grad_x, grad_delta, grad_weight, None, None
+
+
+@fused
+def _add_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = x if delta is None else x + delta
+    rstd = torch.rsqrt(total.square().mean(-1) + eps)
+    return total, rstd, (total * rstd[:, None] * weight).to(dtype)
+
+
+@fused
+def _add_norm_backward(
+    total: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    grad_out: Tensor,
+    grad_total: Tensor | None,
+    delta_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    unit, grad = total * rstd[:, None], grad_out.float()
+    grad_weight, grad = (grad * unit).sum(0), grad * weight
+    grad_x = (grad - unit * (grad * unit).mean(-1, keepdim=True)) * rstd[:, None]
+    grad_x = grad_x if grad_total is None else grad_x + grad_total
+    return grad_x, None if delta_dtype is None else grad_x.to(delta_dtype), grad_weight
 
 
 def add_norm(
@@ -147,23 +168,32 @@ class _SwiGLU(torch.autograd.Function):
             out = both.new_empty(rows, width)
             call(long(rows), long(width), at(both), at(out))
             return out
-        gate, up = both.chunk(2, -1)
-        return F.silu(gate) * up
+        return _swiglu(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad_out = grads[0].contiguous()
         (both,) = ctx.saved_tensors
         rows, width = grad_out.shape
-        grad = torch.empty_like(both)
         if call := kernel("swiglu_backward", both, grad_out):
+            grad = torch.empty_like(both)
             call(long(rows), long(width), at(both), at(grad_out), at(grad))
             return grad
-        gate, up = both.chunk(2, -1)
-        share = torch.sigmoid(gate)
-        torch.mul(grad_out, gate * share, out=grad[:, width:])
-        torch.mul(grad_out * up, share * (1 + gate * (1 - share)), out=grad[:, :width])
-        return grad
+        return _swiglu_backward(both, grad_out)
+
+
+@fused
+def _swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+@fused
+def _swiglu_backward(both: Tensor, grad_out: Tensor) -> Tensor:
+    gate, up = both.chunk(2, -1)
+    share = torch.sigmoid(gate)
+    grad_gate = grad_out * up * (share * (1 + gate * (1 - share)))
+    return torch.cat([grad_gate, grad_out * (gate * share)], -1)
 
 
 def swiglu(both: Float[Tensor, "N W"]) -> Float[Tensor, "N W//2"]:
@@ -247,6 +277,7 @@ def split_heads(qkv: Float[Tensor, "B S W"], heads: Heads) -> tuple[Tensor, Tens
     return q, k, v
 
 
+@fused
 def rotate(x: Float[Tensor, "*B S d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*B S d"]:
     """Heads rotated by position, the pairs being half a head apart as in transformers."""
     a, b = x.float().chunk(2, -1)
