@@ -3,7 +3,7 @@
 All tests of this project run on the CPU, whose numbers they know (tests/conftest.py hides GPUs).
 These are skipped there; on a machine with a GPU:
 
-    CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_gpu.py
+    CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_gpu.py tests/kernels/test_gpu.py
 """
 
 import importlib.util
@@ -43,6 +43,11 @@ PROMPT_IDS = [[4 + (7 * i + j) % 20 for j in range(1 + i % 6)] for i in range(20
 RANK4 = LoraConfig(rank=4)
 
 
+def save(folder, kind="llama"):
+    """A tiny model with heads of 32 numbers, which the kernels serve."""
+    return toys.save(folder, kind, **({"hidden_size": 64} if kind == "llama" else {"n_embd": 64}))
+
+
 def on(device: str, precision: str = "float32", **changes) -> ComputeConfig:
     return ComputeConfig(device=device, precision=precision, **changes)
 
@@ -65,7 +70,7 @@ def logprobs_and_gradients(path, compute, lora):
 @pytest.mark.parametrize("lora", [LoraConfig(), RANK4], ids=["all weights", "adapter"])
 @KINDS
 def test_log_probs_entropies_and_gradients(tmp_path, kind, lora):
-    path = toys.save(tmp_path, kind)
+    path = save(tmp_path, kind)
     wanted = logprobs_and_gradients(path, on("cpu"), lora)
     found = logprobs_and_gradients(path, on(GPU), lora)
     toys.assert_same(wanted[0], found[0], atol=1e-4)
@@ -76,7 +81,7 @@ def test_log_probs_entropies_and_gradients(tmp_path, kind, lora):
 @pytest.mark.parametrize("slots", [6, 64])
 @KINDS
 def test_completions(tmp_path, kind, slots):
-    path = toys.save(tmp_path, kind)
+    path = save(tmp_path, kind)
     sampling = SamplingConfig(max_new_tokens=20, stop_token_ids=(5, 9), batch_size=slots)
     here, there = (
         generate_tokens(load(path, on(device)), PROMPT_IDS, sampling, seed=3)
@@ -90,7 +95,7 @@ def test_completions(tmp_path, kind, slots):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_graphs_change_nothing(tmp_path, monkeypatch, precision):
-    policy = load(toys.save(tmp_path), on(GPU, precision))
+    policy = load(save(tmp_path), on(GPU, precision))
     sampling = SamplingConfig(max_new_tokens=20, stop_token_ids=(5, 9), batch_size=6)
     captured = generate_tokens(policy, PROMPT_IDS, sampling, seed=3)
 
@@ -103,7 +108,7 @@ def test_graphs_change_nothing(tmp_path, monkeypatch, precision):
 
 
 def test_bfloat16_is_near_float32(tmp_path):
-    path = toys.save(tmp_path)
+    path = save(tmp_path)
     narrow, wide = (
         logprobs_and_gradients(path, on(GPU, precision), LoraConfig())[0]["logprobs"]
         for precision in ("bfloat16", "float32")
@@ -152,7 +157,7 @@ def assert_near(found, wanted):
 @KINDS
 @pytest.mark.parametrize("name", STAGES)
 def test_a_step_has_the_metrics_of_the_cpu(tmp_path, name, kind):
-    path = toys.save(tmp_path, kind)
+    path = save(tmp_path, kind)
     wanted = one_step(name, tmp_path / "cpu", path, on("cpu"))
     assert_near(one_step(name, tmp_path / "gpu", path, on(GPU)), wanted)
 
@@ -160,19 +165,19 @@ def test_a_step_has_the_metrics_of_the_cpu(tmp_path, name, kind):
 @KINDS
 @pytest.mark.parametrize("name", STAGES)
 def test_a_step_in_bfloat16(tmp_path, name, kind):
-    one_step(name, tmp_path / "run", toys.save(tmp_path, kind), on(GPU, "bfloat16"))
+    one_step(name, tmp_path / "run", save(tmp_path, kind), on(GPU, "bfloat16"))
 
 
 @pytest.mark.parametrize("change", ["offload", "gradient_checkpointing"])
 @KINDS
 def test_what_saves_memory_changes_no_numbers(tmp_path, kind, change):
-    path = toys.save(tmp_path, kind)
+    path = save(tmp_path, kind)
     wanted = one_step("ppo", tmp_path / "plain", path, on(GPU))
     assert_near(one_step("ppo", tmp_path / "less", path, on(GPU, **{change: True})), wanted)
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    path = toys.save(tmp_path)
+    path = save(tmp_path)
     settings = {"compute": on(GPU, "bfloat16"), "steps": 3, "checkpoint_every": 1}
     whole = toys.metrics(train_ppo(toys.ppo(tmp_path, path, out=str(tmp_path / "a"), **settings)))
     config = toys.ppo(tmp_path, path, out=str(tmp_path / "b"), **settings)
@@ -183,7 +188,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes")
 def test_a_base_in_four_bits(tmp_path):
-    path = toys.save(tmp_path, hidden_size=64, intermediate_size=128)
+    path = save(tmp_path)
     lora = LoraConfig(rank=4, quantize="4bit")
     fast = OptimizerConfig(learning_rate=1e-2)
     settings = {"compute": on(GPU, "bfloat16"), "lora": lora, "optimizer": fast}

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tether.engine.graphs import GraphedStep
+from tether.engine.graphs import REACH, GraphedStep
 from tether.engine.transformers_decoders import SlotDecoder, StepDecoder, slots_serve
+from tether.kernels import gpu
 from tether.kernels.cache import Cache
-from tether.kernels.fuse import fused
-from tether.kernels.layers import Rotary
 from tether.models import llama
 from tether.models.language_model import LanguageModel
 
@@ -68,7 +67,8 @@ class LlamaDecoder:
         self.caches = [Cache.empty(slots, room, lean.heads, dtype, device) for _ in self.layers]
         self.graphed = None
         if device.type == "cuda":
-            self.graphed = GraphedStep(self._step, slots, room, device)
+            reach = room if gpu.reads_cache(self.caches[0].keys) else REACH
+            self.graphed = GraphedStep(self._step, slots, room, device, reach)
 
     def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
         """Read the prompts side by side, without padding."""
@@ -112,27 +112,10 @@ class LlamaDecoder:
     def _step(self, token: Tensor, slot: Tensor, position: Tensor, seen: int) -> Tensor:
         x, delta = self.llama.base.embed_tokens(token), None
         for layer, cache in zip(self.layers, self.caches, strict=True):
+            x, qkv = llama.before_attention(layer, x, delta, self.llama)
             rotary = self.rotary if layer.rotated else None
-            places = slot, position, seen
-            x, delta = _through(x, delta, layer, cache, rotary, self.llama, *places)
+            cache.write(qkv, slot, position, rotary, self.llama.heads)
+            attended = cache.attention(qkv, slot, position, rotary, self.llama.heads, seen=seen)
+            x, delta = llama.after_attention(layer, x, attended, self.llama)
         assert delta is not None
         return llama.last_norm(x, delta, self.llama)
-
-
-@fused
-def _through(
-    x: Tensor,
-    delta: Tensor | None,
-    layer: llama.Layer,
-    cache: Cache,
-    rotary: Rotary | None,
-    lean: llama.Llama,
-    slot: Tensor,
-    position: Tensor,
-    seen: int,
-) -> tuple[Tensor, Tensor]:
-    """One token a slot through a layer: residual stream, and what is to be added to it."""
-    x, qkv = llama.before_attention(layer, x, delta, lean)
-    cache.write(qkv, slot, position, rotary, lean.heads)
-    attended = cache.attention(qkv, slot, position, rotary, lean.heads, seen=seen)
-    return llama.after_attention(layer, x, attended, lean)

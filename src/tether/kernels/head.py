@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.kernels import gpu, gpu_head
 from tether.kernels.build import library
-from tether.kernels.fuse import fused
 from tether.kernels.layers import at, long
 from tether.kernels.packed import Packed, can_pack
 
@@ -118,7 +118,8 @@ class _Logprobs(torch.autograd.Function):
                     *(at(entropies[part] if with_entropy else None), at(lse[part])),
                 )
             else:
-                found = _measure(logits, token_ids[part], temperature, with_entropy)
+                measure = gpu_head.measure if gpu.serves(logits) else _measure
+                found = measure(logits, token_ids[part], temperature, with_entropy)
                 for whole, piece in zip((logprobs, lse, entropies), found, strict=True):
                     whole[part] = piece
             if count <= chunk and any(ctx.needs_input_grad):
@@ -165,8 +166,10 @@ def _logits_gradient(
         here = slice(rows.start - part.start, rows.stop - part.start)
         if not in_c(weight):
             found = token_ids[rows], temperature, lse[rows], entropies[rows]
-            first, second = ((none if each is None else each)[rows] for each in up)
-            grad[here] = _gradient(logits, *found, first, second, dtype)
+            first = (none if up[0] is None else up[0])[rows]
+            second = None if up[1] is None else up[1][rows]
+            gradient = gpu_head.gradient if gpu.serves(logits) else _gradient
+            gradient(logits, *found, first, second, grad[here])
             continue
         getattr(_library(), name)(
             *(long(len(logits)), long(len(weight)), at(logits), at(token_ids[rows])),
@@ -177,7 +180,6 @@ def _logits_gradient(
     return grad
 
 
-@fused
 def _measure(
     logits: Tensor, token_ids: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +193,6 @@ def _measure(
     return chosen, lse, (share * surprise).sum(-1)
 
 
-@fused
 def _gradient(
     logits: Tensor,
     token_ids: Tensor,
@@ -199,16 +200,17 @@ def _gradient(
     lse: Tensor,
     entropies: Tensor,
     up: Tensor,
-    up_entropy: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
+    up_entropy: Tensor | None,
+    out: Tensor,
+) -> None:
     """∂/∂zᵥ: of the log-prob of a (1[v = a] − πᵥ) / τ, of the entropy −πᵥ (log πᵥ + H) / τ."""
     logprobs = logits / temperature - lse[:, None]
     here = torch.arange(logits.shape[1], device=logits.device) == token_ids[:, None]
     share, surprise = _share(logprobs)
     grad = up[:, None] * (here.float() - share)
-    grad = grad + up_entropy[:, None] * share * (surprise - entropies[:, None])
-    return (grad / temperature).to(dtype)
+    if up_entropy is not None:
+        grad = grad + up_entropy[:, None] * share * (surprise - entropies[:, None])
+    out.copy_(grad / temperature)
 
 
 def _share(logprobs: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Tokens of all sequences lie one after the other, in rows; `offsets` says where each sequence
 starts, and ends with the number of rows. The residual stream is float32; other activations are
 float32 or bfloat16. Each operation is one autograd function: in C where `build.library` has it and
-the tensors are on the CPU, else in torch, which `fuse` makes one kernel of on a GPU.
+the tensors are on the CPU, else in torch, or in Triton (`gpu_layers.py`).
 """
 
 import ctypes
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.kernels import gpu, gpu_layers
 from tether.kernels.build import library
-from tether.kernels.fuse import fused
 
 BLOCKS = 16  # partial sums of a norm's weight gradient; fixed, so that threads do not matter
 
@@ -78,7 +78,8 @@ class _AddNorm(torch.autograd.Function):
                 *(at(total), at(out), at(rstd)),
             )
         else:
-            total, rstd, out = _add_norm(x, delta, weight, eps, dtype)
+            add_norm = gpu_layers.add_norm if gpu.serves(x, out) else _add_norm
+            total, out, rstd = add_norm(x, delta, weight, eps, dtype)
         ctx.save_for_backward(total, weight, rstd)
         ctx.delta_dtype = None if delta is None else delta.dtype
         return (x.view_as(x) if delta is None else total), out
@@ -110,22 +111,23 @@ class _AddNorm(torch.autograd.Function):
             )
             grad_weight = partial.sum(0)
         else:
-            grad_x, grad_delta, grad_weight = _add_norm_backward(
+            backward = (
+                gpu_layers.add_norm_backward if gpu.serves(total, grad_out) else _add_norm_backward
+            )
+            grad_x, grad_delta, grad_weight = backward(
                 total, weight, rstd, grad_out, grad_total, ctx.delta_dtype
             )
         return grad_x, grad_delta, grad_weight, None, None
 
 
-@fused
 def _add_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = x if delta is None else x + delta
     rstd = torch.rsqrt(total.square().mean(-1) + eps)
-    return total, rstd, (total * rstd[:, None] * weight).to(dtype)
+    return total, (total * rstd[:, None] * weight).to(dtype), rstd
 
 
-@fused
 def _add_norm_backward(
     total: Tensor,
     weight: Tensor,
@@ -168,7 +170,7 @@ class _SwiGLU(torch.autograd.Function):
             out = both.new_empty(rows, width)
             call(long(rows), long(width), at(both), at(out))
             return out
-        return _swiglu(both)
+        return gpu_layers.swiglu(both) if gpu.serves(both) else _swiglu(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -179,16 +181,15 @@ class _SwiGLU(torch.autograd.Function):
             grad = torch.empty_like(both)
             call(long(rows), long(width), at(both), at(grad_out), at(grad))
             return grad
-        return _swiglu_backward(both, grad_out)
+        backward = gpu_layers.swiglu_backward if gpu.serves(both, grad_out) else _swiglu_backward
+        return backward(both, grad_out)
 
 
-@fused
 def _swiglu(both: Tensor) -> Tensor:
     gate, up = both.chunk(2, -1)
     return F.silu(gate) * up
 
 
-@fused
 def _swiglu_backward(both: Tensor, grad_out: Tensor) -> Tensor:
     gate, up = both.chunk(2, -1)
     share = torch.sigmoid(gate)
@@ -253,7 +254,35 @@ def attention(
     qkv = qkv.contiguous()
     if kernel("attention", qkv):
         return _Attention.apply(qkv, offsets, rotary, heads)  # pyright: ignore
+    if qkv.is_cuda and qkv.dtype == torch.bfloat16 and heads.size % 8 == 0 and gpu.serves(qkv):
+        return _flash_attention(qkv, offsets, rotary, heads)
     return _attention(qkv, offsets, rotary, heads)
+
+
+def _flash_attention(qkv: Tensor, offsets: Tensor, rotary: Rotary | None, heads: Heads) -> Tensor:
+    """The same by FlashAttention, which takes rows without padding."""
+    turned = _Rotated.apply(qkv, offsets, rotary, heads) if rotary else qkv  # pyright: ignore
+    q, k, v = turned.unflatten(-1, (-1, heads.size)).split([heads.query, heads.key, heads.key], 1)
+    starts, longest = offsets.int(), int(offsets.diff().max())
+    flash = torch.ops.aten._flash_attention_forward
+    out = flash(q, k, v, starts, starts, longest, longest, 0.0, True, False)[0]
+    return out.flatten(1)
+
+
+class _Rotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, offsets: Tensor, rotary: Rotary, heads: Heads) -> Tensor:
+        position = torch.arange(len(qkv), device=qkv.device)
+        position -= offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(qkv))
+        ctx.save_for_backward(position)
+        ctx.rotary, ctx.heads = rotary, heads
+        return gpu_layers.rotated(qkv, position, rotary.cos, rotary.sin, heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (position,) = ctx.saved_tensors
+        arguments = position, ctx.rotary.cos, ctx.rotary.sin, ctx.heads
+        return gpu_layers.rotated(grads[0].contiguous(), *arguments, back=True), None, None, None
 
 
 def _attention(qkv: Tensor, offsets: Tensor, rotary: Rotary | None, heads: Heads) -> Tensor:
@@ -277,7 +306,6 @@ def split_heads(qkv: Float[Tensor, "B S W"], heads: Heads) -> tuple[Tensor, Tens
     return q, k, v
 
 
-@fused
 def rotate(x: Float[Tensor, "*B S d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*B S d"]:
     """Heads rotated by position, the pairs being half a head apart as in transformers."""
     a, b = x.float().chunk(2, -1)
