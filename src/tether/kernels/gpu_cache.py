@@ -9,6 +9,8 @@ from torch import Tensor
 from tether.kernels.gpu import block, tl, triton
 
 POSITIONS = 64  # of a cache read at a time
+WARPS, STAGES = 4, 3  # of the programs that read it
+FEW, TOGETHER = 2048, 16  # more tokens are written so many at a time
 
 
 def cache_write(
@@ -23,11 +25,13 @@ def cache_write(
     """Store keys, rotated, and values of N tokens, each at its position of its slot."""
     cos, sin = rotary or (qkv, qkv)
     if len(qkv):
-        _cache_write[(len(qkv), heads.key)](
+        tokens = 1 if len(qkv) <= FEW else TOGETHER
+        _cache_write[(triton.cdiv(len(qkv), tokens), heads.key)](
             *(qkv, slot, position, cos, sin, keys, values),
-            *(heads.query, heads.key, keys.shape[-1]),
+            *(len(qkv), heads.query, heads.key, keys.shape[-1]),
             ROTATE=rotary is not None,
             HALF=heads.size // 2,
+            TOKENS=tokens,
         )
 
 
@@ -41,29 +45,33 @@ def _cache_write(
     sin,
     keys,
     values,
+    count,
     query_heads,
     key_heads,
     room,
     ROTATE: tl.constexpr,
     HALF: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    columns = tl.arange(0, HALF)
-    at = tl.load(position + row)
+    head = tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[None, :]
+    columns, real = tl.arange(0, HALF)[:, None], row < count
+    at = tl.load(position + row, mask=real, other=0)
     start = (row * (query_heads + 2 * key_heads) + query_heads + head) * 2 * HALF + columns
-    a = tl.load(qkv + start).to(tl.float32)
-    b = tl.load(qkv + start + HALF).to(tl.float32)
+    a = tl.load(qkv + start, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(qkv + start + HALF, mask=real, other=0.0).to(tl.float32)
     if ROTATE:
-        c, s = tl.load(cos + at * HALF + columns), tl.load(sin + at * HALF + columns)
+        c = tl.load(cos + at * HALF + columns, mask=real, other=0.0)
+        s = tl.load(sin + at * HALF + columns, mask=real, other=0.0)
         a, b = a * c - b * s, b * c + a * s
-    owner = tl.load(slot + row) * key_heads + head
+    owner = tl.load(slot + row, mask=real, other=0) * key_heads + head
     column = keys + (owner * 2 * HALF + columns) * room + at
-    tl.store(column, a.to(keys.dtype.element_ty))
-    tl.store(column + HALF * room, b.to(keys.dtype.element_ty))
+    tl.store(column, a.to(keys.dtype.element_ty), mask=real)
+    tl.store(column + HALF * room, b.to(keys.dtype.element_ty), mask=real)
     start += key_heads * 2 * HALF
     target = values + (owner * room + at) * 2 * HALF + columns
-    tl.store(target, tl.load(qkv + start))
-    tl.store(target + HALF, tl.load(qkv + start + HALF))
+    tl.store(target, tl.load(qkv + start, mask=real), mask=real)
+    tl.store(target + HALF, tl.load(qkv + start + HALF, mask=real), mask=real)
 
 
 def decode_attention(
@@ -88,6 +96,8 @@ def decode_attention(
         HALF=heads.size // 2,
         BLOCK=POSITIONS,
         PRECISE=qkv.dtype == torch.float32,
+        num_warps=WARPS,
+        num_stages=STAGES,
     )
     return out
 

@@ -180,9 +180,10 @@ def rotated(
     out = torch.empty_like(qkv)
     every = heads.query + 2 * heads.key
     if len(qkv):
-        _rotated[(len(qkv), every)](
+        _rotated[(len(qkv),)](
             *(qkv, position, cos, sin, out, heads.size // 2),
             *(heads.query + heads.key, every, -1.0 if back else 1.0),
+            HEADS=block(every),
             BLOCK=block(heads.size // 2),
         )
     return out
@@ -190,17 +191,29 @@ def rotated(
 
 @triton.jit
 @no_type_check
-def _rotated(qkv, position, cos, sin, out, half, turned, every, sign, BLOCK: tl.constexpr):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < half
+def _rotated(
+    qkv,
+    position,
+    cos,
+    sin,
+    out,
+    half,
+    turned,
+    every,
+    sign,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head, columns = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (head < every) & (columns < half)
     start = (row * every + head) * 2 * half + columns
     a = tl.load(qkv + start, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(qkv + start + half, mask=inside, other=0.0).to(tl.float32)
-    if head < turned:
-        at = tl.load(position + row) * half + columns
-        c = tl.load(cos + at, mask=inside, other=0.0)
-        s = tl.load(sin + at, mask=inside, other=0.0) * sign
-        a, b = a * c - b * s, b * c + a * s
-    tl.store(out + start, a.to(out.dtype.element_ty), mask=inside)
-    tl.store(out + start + half, b.to(out.dtype.element_ty), mask=inside)
+    at = tl.load(position + row) * half + columns
+    c = tl.load(cos + at, mask=columns < half, other=0.0)
+    s = tl.load(sin + at, mask=columns < half, other=0.0) * sign
+    left = tl.where(head < turned, a * c - b * s, a)
+    right = tl.where(head < turned, b * c + a * s, b)
+    tl.store(out + start, left.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + start + half, right.to(out.dtype.element_ty), mask=inside)
