@@ -70,6 +70,21 @@ def test_one_graph_for_each_reach_of_positions():
     assert recorder.captures == 3
 
 
+def test_one_graph_where_the_step_does_not_look_at_the_reach():
+    reaches = []
+
+    def step(token, slot, position, seen):
+        reaches.append(seen)
+        return torch.zeros(len(slot), 2)
+
+    device, recorder = torch.device("cpu"), Recorder()
+    graphed = GraphedStep(step, 2, 600, device, reach=600, capture=recorder)
+    for position in (0, 599, 3):
+        graphed(torch.tensor([1]), torch.tensor([0]), torch.tensor([position]))
+    assert set(reaches) == {600}
+    assert recorder.captures == 1
+
+
 def test_resting_slots_read_a_harmless_token():
     seen = []
 

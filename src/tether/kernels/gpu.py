@@ -31,6 +31,7 @@ except ImportError:  # a torch for CPUs
     triton: Any = _Nothing()
     tl: Any = triton
 
+OLDEST = 8, 0  # compute capability with bfloat16 on its matrix units: Ampere
 HEAD_SIZES = (32, 64, 128)  # of the heads that `decode_attention` reads
 
 
@@ -51,6 +52,8 @@ def _device() -> str:
 
 @functools.cache
 def _can_compile() -> bool:
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST:
+        return False
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     wanted = os.environ.get("TETHER_KERNELS", "1") != "0"
     return wanted and compiler is not None and importlib.util.find_spec("triton") is not None

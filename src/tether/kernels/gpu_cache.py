@@ -9,7 +9,7 @@ from torch import Tensor
 from tether.kernels.gpu import block, tl, triton
 
 POSITIONS = 64  # of a cache read at a time
-WARPS, STAGES = 4, 3  # of the programs that read it
+WARPS, STAGES = 2, 3  # of the programs that read it
 FEW, TOGETHER = 2048, 16  # more tokens are written so many at a time
 
 
