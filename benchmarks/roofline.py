@@ -59,8 +59,9 @@ class Options:
 def products(size: world.Size) -> list[Product]:
     """The matrix products of one pass, those of the same input as one; the head last."""
     width, inner, layers = size.width, size.inner, size.layers
+    keys = width * (size.key_heads or size.heads) // size.heads
     return [
-        Product("query, key, value", width, 3 * width, layers),
+        Product("query, key, value", width, width + 2 * keys, layers),
         Product("attention output", width, width, layers),
         Product("gate, up", width, 2 * inner, layers),
         Product("down", inner, width, layers),

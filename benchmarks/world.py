@@ -43,6 +43,7 @@ class Size:
     heads: int
     inner: int
     vocabulary: int
+    key_heads: int = 0  # 0 = as many as heads
 
 
 SIZES = {"5m": Size(256, 5, 4, 688, 4096), "15m": Size(288, 6, 6, 768, 32_000)}
@@ -107,7 +108,7 @@ def _config(size: Size, **changes: Any) -> LlamaConfig:
         hidden_size=size.width,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
+        num_key_value_heads=size.key_heads or size.heads,
         intermediate_size=size.inner,
         max_position_embeddings=512,
         tie_word_embeddings=True,

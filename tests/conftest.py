@@ -1,7 +1,12 @@
-"""Shape and type annotations are checked while the tests run; every test starts from seed 0."""
+"""Shape and type annotations are checked while the tests run; every test starts from seed 0.
+
+GPUs are hidden unless CUDA_VISIBLE_DEVICES says otherwise, since the numbers in the tests are a
+CPU's; tests/test_gpu.py sets both side by side.
+"""
 
 import os
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

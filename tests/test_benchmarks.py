@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-alternate, figures, roofline, world = map(
-    importlib.import_module, ("alternate", "figures", "roofline", "world")
+alternate, figures, gpu, roofline, world = map(
+    importlib.import_module, ("alternate", "figures", "gpu", "roofline", "world")
 )
 
 TINY = world.Size(width=32, layers=2, heads=2, inner=48, vocabulary=200)
@@ -133,6 +133,28 @@ def test_limits_by_hand():
     training = 6 * 16 * (2 * body * 768 + head * 512)
     generation = 2 * 32 * (body * (32 + 64) + head * 64)
     assert found == (training, training, generation, generation)
+
+
+def test_products_of_grouped_heads_by_hand():
+    # Llama 3.2 1B: 32 query heads of 64 numbers share 8 key and 8 value heads.
+    found = {product.name: (product.k, product.n) for product in roofline.products(gpu.SIZES["1b"])}
+    assert found["query, key, value"] == (2048, 2048 + 2 * 512)
+    assert found["head"] == (2048, 128_256)
+
+
+@pytest.mark.parametrize("part", ["generate", "sft", "ppo", "grpo"])
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path, part):
+    options = gpu.Options(batch=16, prompt=5, new=4, rows=8, device="cpu")
+    bench = gpu.Bench(options, "tiny", tmp_path)
+    # two layers: q, k, v, out of 32 × 32 each, and three of 32 × 48; a head of 32 × 200
+    assert bench.weights == (2 * (4 * 32 * 32 + 3 * 32 * 48), 6400)
+    found = getattr(bench, part)()
+    if part == "generate":
+        assert found["tokens_s"] * found["seconds"] == pytest.approx(16 * 4)
+    elif part == "sft":
+        assert found["tokens_s"] * 5 * found["step_s"] == pytest.approx(5 * 8 * 9)
+    else:
+        assert found["length"] == 4.0
 
 
 # --- workers --------------------------------------------------------------------------------------

@@ -203,8 +203,8 @@ def _n_grams(text: str, n: int) -> Iterator[tuple[str, ...]]:
 
 
 def _bootstrap(
-    sums: Float[NDArray[np.float64], " P"],
-    counts: Float[NDArray[np.float64], " P"],
+    sums: Float[np.ndarray, " P"],
+    counts: Float[np.ndarray, " P"],
     seed: int,
     num_resamples: int,
     confidence: float,

@@ -37,7 +37,7 @@ def test_a_graphed_step_is_the_step(language_model):
     assert isinstance(plain, LlamaDecoder)
     graphed = LlamaDecoder(language_model, llama.lean(language_model.model), slots, room)
     recorder = Recorder()
-    graphed.graphed = GraphedStep(graphed._step, slots, room, torch.device("cpu"), recorder)
+    graphed.graphed = GraphedStep(graphed._step, slots, room, torch.device("cpu"), capture=recorder)
     prompts, own = [[5, 9, 4], [7, 6], [12]], [[2], [0], [3]]
     with torch.no_grad():
         for decoder in (plain, graphed):
@@ -62,12 +62,27 @@ def test_one_graph_for_each_reach_of_positions():
         reaches.append(seen)
         return torch.zeros(len(slot), 2)
 
-    graphed = GraphedStep(step, 2, 600, torch.device("cpu"), recorder := Recorder())
+    graphed = GraphedStep(step, 2, 600, torch.device("cpu"), capture=(recorder := Recorder()))
     for position in (0, REACH - 1, REACH, 599, 3):
         graphed(torch.tensor([1]), torch.tensor([0]), torch.tensor([position]))
     # positions 0 … 255 reach 256, 256 … 511 reach 512, more reach the room of 600
     assert sorted(set(reaches)) == [256, 512, 600]
     assert recorder.captures == 3
+
+
+def test_one_graph_where_the_step_does_not_look_at_the_reach():
+    reaches = []
+
+    def step(token, slot, position, seen):
+        reaches.append(seen)
+        return torch.zeros(len(slot), 2)
+
+    device, recorder = torch.device("cpu"), Recorder()
+    graphed = GraphedStep(step, 2, 600, device, reach=600, capture=recorder)
+    for position in (0, 599, 3):
+        graphed(torch.tensor([1]), torch.tensor([0]), torch.tensor([position]))
+    assert set(reaches) == {600}
+    assert recorder.captures == 1
 
 
 def test_resting_slots_read_a_harmless_token():
@@ -77,7 +92,7 @@ def test_resting_slots_read_a_harmless_token():
         seen.append((token.tolist(), position.tolist()))
         return torch.zeros(len(slot), 2)
 
-    graphed = GraphedStep(step, 3, 9, torch.device("cpu"), Recorder())
+    graphed = GraphedStep(step, 3, 9, torch.device("cpu"), capture=Recorder())
     graphed(torch.tensor([7, 8]), torch.tensor([0, 2]), torch.tensor([4, 5]))
     graphed(torch.tensor([6]), torch.tensor([1]), torch.tensor([2]))
     assert seen[-1] == ([0, 6, 0], [0, 2, 0])

@@ -317,7 +317,9 @@ JUDGMENTS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
+)
 @given(JUDGMENTS)
 def test_of_any_judgments(tmp_path_factory, rows):
     store = project(tmp_path_factory.mktemp("any"), *rows)

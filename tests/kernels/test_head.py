@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.backends import BACKENDS, HALF_STEP, NEEDS_C, backend_of, threads
 
-from tether.core import logprobs
 from tether.engine.sampling import sample
 from tether.kernels import head
 from tether.kernels.build import library
@@ -35,16 +34,14 @@ def measure(
     entropy_grad=False,
     dtype=torch.float32,
 ):
-    """What the trainer calls: in C where that serves the head, else `core.logprobs`."""
+    """What the trainer calls."""
     settings = {
         "temperature": temperature,
         "chunk": chunk,
         "with_entropy": with_entropy,
         "entropy_grad": entropy_grad,
     }
-    if head.available(weight):
-        return head.logprobs_and_entropies(hidden, weight, token_ids, dtype=dtype, **settings)
-    return logprobs.from_hidden(hidden, lambda x: x @ weight.t(), token_ids, **settings)
+    return head.logprobs_and_entropies(hidden, weight, token_ids, dtype=dtype, **settings)
 
 
 def plain(hidden, weight, token_ids, temperature):
@@ -525,7 +522,7 @@ def test_where_the_inputs_lie_does_not_change_a_bit(dtype):
 
 
 @NEEDS_C
-def test_it_serves_plain_float32_weights_on_the_cpu():
+def test_it_serves_plain_float32_weights():
     class Quantized(torch.nn.Parameter):
         pass
 
@@ -536,5 +533,8 @@ def test_it_serves_plain_float32_weights_on_the_cpu():
     assert not head.available(weight.half())
     assert not head.available(weight.double())
     assert not head.available(weight.to("meta"))
+    assert head.in_c(weight)
+    assert not head.in_c(weight.half())
     with backend_of("torch"):
-        assert not head.available(weight)
+        assert head.available(weight)
+        assert not head.in_c(weight)

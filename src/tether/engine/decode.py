@@ -186,15 +186,15 @@ class _Loop:
         ended = stopped | (self.count[first:] == self.sampling.max_new_tokens)
         if not ended.any():
             return []
+        places = ended.nonzero().flatten()
+        finished, places = stopped[places].tolist(), places + first
+        facts = (each[places].tolist() for each in (self.row, self.count, self.slot))
+        tokens, logprobs = self.tokens[places].cpu(), self.logprobs[places].cpu()
         freed: list[int] = []
-        for i in (ended.nonzero().flatten() + first).tolist():
-            length = int(self.count[i])
-            self.results[int(self.row[i])] = Sampled(
-                self.tokens[i, :length].tolist(),
-                self.logprobs[i, :length].tolist(),
-                bool(stopped[i - first]),
-            )
-            freed.append(int(self.slot[i]))
+        for i, (row, length, slot) in enumerate(zip(*facts, strict=True)):
+            told = tokens[i, :length].tolist(), logprobs[i, :length].tolist()
+            self.results[row] = Sampled(*told, finished[i])
+            freed.append(slot)
         running = torch.ones_like(self.row, dtype=torch.bool)
         running[first:] = ~ended
         self._keep(running)

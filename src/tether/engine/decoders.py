@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tether.engine.graphs import GraphedStep
+from tether.engine.graphs import REACH, GraphedStep
 from tether.engine.transformers_decoders import SlotDecoder, StepDecoder, slots_serve
+from tether.kernels import gpu
 from tether.kernels.cache import Cache
 from tether.models import llama
 from tether.models.language_model import LanguageModel
@@ -66,7 +67,8 @@ class LlamaDecoder:
         self.caches = [Cache.empty(slots, room, lean.heads, dtype, device) for _ in self.layers]
         self.graphed = None
         if device.type == "cuda":
-            self.graphed = GraphedStep(self._step, slots, room, device)
+            reach = room if gpu.reads_cache(self.caches[0].keys) else REACH
+            self.graphed = GraphedStep(self._step, slots, room, device, reach)
 
     def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
         """Read the prompts side by side, without padding."""

@@ -24,6 +24,7 @@ class GraphedStep:
         slots: int,
         room: int,
         device: torch.device,
+        reach: int = REACH,
         capture: Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]] | None = None,
     ) -> None:
         """Take the step to capture.
@@ -33,10 +34,13 @@ class GraphedStep:
             slots: Sequences in the cache.
             room: Positions of each.
             device: A CUDA device.
+            reach: Positions by which `seen` grows from graph to graph; `room` or more where the
+                step does not look at it, for one graph.
             capture: Turns a function without arguments into its replay and its fixed result;
                 None = `capture`, as a CUDA graph.
         """
-        self.step, self.room, self.capture = step, room, capture or capture_graph
+        self.step, self.room, self.reach = step, room, reach
+        self.capture = capture or capture_graph
         self.slot = torch.arange(slots, device=device)
         self.token, self.position = torch.zeros_like(self.slot), torch.zeros_like(self.slot)
         self.graphs: dict[int, tuple[Callable[[], None], Tensor]] = {}
@@ -45,7 +49,9 @@ class GraphedStep:
         self, token: Int[Tensor, " B"], slot: Int[Tensor, " B"], position: Int[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """Read one token a slot; returns the last hidden states."""
-        reach = min(-(-(int(position.max()) + 1) // REACH) * REACH, self.room)
+        reach = self.room
+        if self.reach < self.room:
+            reach = min(-(-(int(position.max()) + 1) // self.reach) * self.reach, self.room)
         self.token.zero_()
         self.position.zero_()
         self.token[slot], self.position[slot] = token, position

@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.kernels import gpu, gpu_head
 from tether.kernels import head as fused
 
 # Steps from which generation and evaluation draw, so that they share no number with training.
@@ -36,8 +37,10 @@ def sample(
 
     One uniform a row instead of V exponentials: several times faster than `multinomial`.
     """
-    if fused.available(logits):
+    if fused.in_c(logits):
         return fused.sample(logits.contiguous(), uniform.contiguous(), temperature)
+    if gpu.serves(logits, uniform) and logits.dtype == torch.float32:
+        return gpu_head.sample(logits.contiguous(), uniform.contiguous(), temperature)
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     cumulative = logprobs.exp().cumsum(-1)
     # Rounding leaves the last sum a little off 1; scaling u keeps it inside the support.

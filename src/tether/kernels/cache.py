@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.kernels import gpu, gpu_cache
 from tether.kernels.layers import Heads, Rotary, at, kernel, long, rotate
 
 SWEEP = 64  # positions that the C kernel reads at a time; the room is a multiple of it
@@ -46,6 +47,9 @@ class Cache(NamedTuple):
         if call := kernel("cache_write", qkv, slot, position):
             call(*self._arguments(qkv, slot, position, rotary, heads), *map(at, self))
             return
+        if gpu.reads_cache(self.keys):
+            gpu_cache.cache_write(qkv.contiguous(), slot, position, rotary, heads, *self)
+            return
         _, k, v = qkv.unflatten(-1, (-1, heads.size)).split([heads.query, heads.key, heads.key], 1)
         if rotary:
             k = rotate(k, rotary.cos[position][:, None], rotary.sin[position][:, None])
@@ -76,6 +80,10 @@ class Cache(NamedTuple):
             out = qkv.new_empty(len(qkv), heads.query * heads.size)
             call(*self._arguments(qkv, slot, position, rotary, heads), *map(at, self), at(out))
             return out
+        if gpu.reads_cache(self.keys):
+            return gpu_cache.decode_attention(
+                qkv.contiguous(), slot, position, rotary, heads, *self
+            )
         q = qkv.unflatten(-1, (-1, heads.size))[:, : heads.query]
         if rotary:
             q = rotate(q, rotary.cos[position][:, None], rotary.sin[position][:, None])

@@ -3,7 +3,7 @@
 Tokens of all sequences lie one after the other, in rows; `offsets` says where each sequence
 starts, and ends with the number of rows. The residual stream is float32; other activations are
 float32 or bfloat16. Each operation is one autograd function: in C where `build.library` has it and
-the tensors are on the CPU, else in torch.
+the tensors are on the CPU, else in torch, or in Triton (`gpu_layers.py`).
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.kernels import gpu, gpu_layers
 from tether.kernels.build import library
 
 BLOCKS = 16  # partial sums of a norm's weight gradient; fixed, so that threads do not matter
@@ -77,9 +78,8 @@ class _AddNorm(torch.autograd.Function):
                 *(at(total), at(out), at(rstd)),
             )
         else:
-            total = x if delta is None else x + delta
-            rstd = torch.rsqrt(total.square().mean(-1) + eps)
-            out = (total * rstd[:, None] * weight).to(dtype)
+            add_norm = gpu_layers.add_norm if gpu.serves(x, out) else _add_norm
+            total, out, rstd = add_norm(x, delta, weight, eps, dtype)
         ctx.save_for_backward(total, weight, rstd)
         ctx.delta_dtype = None if delta is None else delta.dtype
         return (x.view_as(x) if delta is None else total), out
@@ -111,13 +111,36 @@ class _AddNorm(torch.autograd.Function):
             )
             grad_weight = partial.sum(0)
         else:
-            unit, grad = total * rstd[:, None], grad_out.float()
-            grad_weight, grad = (grad * unit).sum(0), grad * weight
-            grad_x = (grad - unit * (grad * unit).mean(-1, keepdim=True)) * rstd[:, None]
-            grad_x = grad_x if grad_total is None else grad_x + grad_total
-            if ctx.delta_dtype is not None:
-                grad_delta = grad_x.to(ctx.delta_dtype)
+            backward = (
+                gpu_layers.add_norm_backward if gpu.serves(total, grad_out) else _add_norm_backward
+            )
+            grad_x, grad_delta, grad_weight = backward(
+                total, weight, rstd, grad_out, grad_total, ctx.delta_dtype
+            )
         return grad_x, grad_delta, grad_weight, None, None
+
+
+def _add_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = x if delta is None else x + delta
+    rstd = torch.rsqrt(total.square().mean(-1) + eps)
+    return total, (total * rstd[:, None] * weight).to(dtype), rstd
+
+
+def _add_norm_backward(
+    total: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    grad_out: Tensor,
+    grad_total: Tensor | None,
+    delta_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    unit, grad = total * rstd[:, None], grad_out.float()
+    grad_weight, grad = (grad * unit).sum(0), grad * weight
+    grad_x = (grad - unit * (grad * unit).mean(-1, keepdim=True)) * rstd[:, None]
+    grad_x = grad_x if grad_total is None else grad_x + grad_total
+    return grad_x, None if delta_dtype is None else grad_x.to(delta_dtype), grad_weight
 
 
 def add_norm(
@@ -147,23 +170,31 @@ class _SwiGLU(torch.autograd.Function):
             out = both.new_empty(rows, width)
             call(long(rows), long(width), at(both), at(out))
             return out
-        gate, up = both.chunk(2, -1)
-        return F.silu(gate) * up
+        return gpu_layers.swiglu(both) if gpu.serves(both) else _swiglu(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad_out = grads[0].contiguous()
         (both,) = ctx.saved_tensors
         rows, width = grad_out.shape
-        grad = torch.empty_like(both)
         if call := kernel("swiglu_backward", both, grad_out):
+            grad = torch.empty_like(both)
             call(long(rows), long(width), at(both), at(grad_out), at(grad))
             return grad
-        gate, up = both.chunk(2, -1)
-        share = torch.sigmoid(gate)
-        torch.mul(grad_out, gate * share, out=grad[:, width:])
-        torch.mul(grad_out * up, share * (1 + gate * (1 - share)), out=grad[:, :width])
-        return grad
+        backward = gpu_layers.swiglu_backward if gpu.serves(both, grad_out) else _swiglu_backward
+        return backward(both, grad_out)
+
+
+def _swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _swiglu_backward(both: Tensor, grad_out: Tensor) -> Tensor:
+    gate, up = both.chunk(2, -1)
+    share = torch.sigmoid(gate)
+    grad_gate = grad_out * up * (share * (1 + gate * (1 - share)))
+    return torch.cat([grad_gate, grad_out * (gate * share)], -1)
 
 
 def swiglu(both: Float[Tensor, "N W"]) -> Float[Tensor, "N W//2"]:
@@ -223,7 +254,35 @@ def attention(
     qkv = qkv.contiguous()
     if kernel("attention", qkv):
         return _Attention.apply(qkv, offsets, rotary, heads)  # pyright: ignore
+    if qkv.is_cuda and qkv.dtype == torch.bfloat16 and heads.size % 8 == 0 and gpu.serves(qkv):
+        return _flash_attention(qkv, offsets, rotary, heads)
     return _attention(qkv, offsets, rotary, heads)
+
+
+def _flash_attention(qkv: Tensor, offsets: Tensor, rotary: Rotary | None, heads: Heads) -> Tensor:
+    """The same by FlashAttention, which takes rows without padding."""
+    turned = _Rotated.apply(qkv, offsets, rotary, heads) if rotary else qkv  # pyright: ignore
+    q, k, v = turned.unflatten(-1, (-1, heads.size)).split([heads.query, heads.key, heads.key], 1)
+    starts, longest = offsets.int(), int(offsets.diff().max())
+    flash = torch.ops.aten._flash_attention_forward
+    out = flash(q, k, v, starts, starts, longest, longest, 0.0, True, False)[0]
+    return out.flatten(1)
+
+
+class _Rotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, offsets: Tensor, rotary: Rotary, heads: Heads) -> Tensor:
+        position = torch.arange(len(qkv), device=qkv.device)
+        position -= offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(qkv))
+        ctx.save_for_backward(position)
+        ctx.rotary, ctx.heads = rotary, heads
+        return gpu_layers.rotated(qkv, position, rotary.cos, rotary.sin, heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (position,) = ctx.saved_tensors
+        arguments = position, ctx.rotary.cos, ctx.rotary.sin, ctx.heads
+        return gpu_layers.rotated(grads[0].contiguous(), *arguments, back=True), None, None, None
 
 
 def _attention(qkv: Tensor, offsets: Tensor, rotary: Rotary | None, heads: Heads) -> Tensor:
