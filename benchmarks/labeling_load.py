@@ -127,7 +127,7 @@ class Labeler:
 
     async def submit(self, item: dict) -> None:
         self.count += 1
-        ranks = [float(self.random.randint(1, 4)) for _ in item["completions"]]
+        ranks = [self.random.randint(1, 4) for _ in item["completions"]]
         answer = {
             "assignment": item["id"],
             "submission": f"labeler-{self.number}-{self.count:06}",
@@ -158,7 +158,8 @@ class Labeler:
                 self.seen.retries += 1
                 await asyncio.sleep(0.2)
                 continue
-            reply.raise_for_status()
+            if reply.is_error:
+                raise RuntimeError(f"{reply.status_code}: {reply.text[:200]}")
             return reply
         raise RuntimeError("the server did not come back")
 
@@ -200,6 +201,7 @@ def check(path: Path, seen: Seen) -> dict[str, int | str]:
     ).fetchone()[0]
     return {
         "judgments": len(rows),
+        "acknowledged": len(seen.saved),
         "acknowledged but lost": sum(rows.get(name) != id for name, id in seen.saved.items()),
         "stored twice": doubled,
         "items over-assigned": over,

@@ -14,9 +14,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("tether", "beartype.beartype")
 
+import hypothesis
 import pytest
 import torch
 
+# How long an example takes says nothing on a machine that does other work too.
+hypothesis.settings.register_profile("tether", deadline=None)
+hypothesis.settings.load_profile("tether")
 torch.set_num_threads(1)  # two OpenMP threads on shared cores can be slower than one
 
 
