@@ -13,7 +13,6 @@ from tether.feedback.prepare import (
     ImportConfig,
     Imported,
     import_feedback,
-    import_items,
     make_items,
 )
 from tether.feedback.store import Project, Store
@@ -27,6 +26,12 @@ def completions(prompt, texts, model="", category=""):
     return Completions(
         prompt=prompt, completions=texts, finished=finished, model=model, category=category
     )
+
+
+def add(store, records, pairs=0):
+    """How many items were new."""
+    given = [Candidates(one.prompt, one.completions, one.category, one.model) for one in records]
+    return store.add_items(make_items(given, store.project, pairs=pairs)[0])
 
 
 @pytest.fixture
@@ -75,8 +80,8 @@ def test_importing_twice_adds_nothing_in_any_order(db, file):
     for mode in ("rank", "pair", "thumbs"):
         path = db.replace("project", mode)
         store = Store.create(path, Project(name="x", mode=mode))
-        assert import_items(store, [completions("p", texts)], pairs=2) > 0
-        assert import_items(store, [completions("p", texts[::-1])], pairs=2) == 0
+        assert add(store, [completions("p", texts)], pairs=2) > 0
+        assert add(store, [completions("p", texts[::-1])], pairs=2) == 0
 
 
 def test_pairs_are_all_or_some_drawn_by_the_seed(db):
@@ -173,7 +178,7 @@ def test_many_items_in_seconds(db):
     records = [completions(f"prompt {i}", ["a", "b", "c", "d"], "m") for i in range(5000)]
     store = Store.create(db, Project(name="x"))
     started = time.process_time()
-    assert import_items(store, records) == 5000
+    assert add(store, records) == 5000
     assert time.process_time() - started < 3  # 100,000 within a minute
 
 

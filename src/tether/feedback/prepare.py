@@ -22,7 +22,7 @@ from tether.feedback.labels import (
 )
 from tether.feedback.store import Mode, NextItem, Project, Store, is_project
 from tether.progress import console
-from tether.records import Completions, Ranking, Text, from_dict, shown
+from tether.records import Ranking, Text, from_dict, shown
 from tether.sections import not_negative, require
 
 Row = dict[str, Any]
@@ -174,27 +174,6 @@ class Candidates(NamedTuple):
     category: str = ""
     model: str = ""
     where: str = "completions"
-
-
-def import_items(
-    store: Store, records: Iterable[Completions | Candidates], *, pairs: int = 0
-) -> int:
-    """Add items made of completions to a project; return how many were new.
-
-    Args:
-        store: The project, whose mode says what an item is (`make_items`).
-        records: Completions, of any number of models.
-        pairs: In pair mode, how many pairs are drawn of a prompt's completions; 0 = all.
-
-    Raises:
-        DataError: A prompt has more completions than can be ranked; nothing was added then.
-    """
-    given = (one if isinstance(one, Candidates) else _candidates(one) for one in records)
-    return store.add_items(make_items(given, store.project, pairs=pairs)[0])
-
-
-def _candidates(record: Completions) -> Candidates:
-    return Candidates(record.prompt, record.completions, record.category, record.model)
 
 
 def make_items(
