@@ -325,3 +325,14 @@ def test_data_check_of_a_file_that_is_good_for_nothing(tether, there):
 def test_generate_takes_adapters_one_by_one():
     words = ["--model", "m", "--prompts", "p", "--out", "o", "--adapter", "a", "--adapter=b"]
     assert cli._parse("generate", words).adapters == ("a", "b")
+
+
+def test_completions_go_to_standard_output(tether, there):
+    """Nothing but records, so that they can be piped; and nothing is left in the folder."""
+    before = set(there.iterdir())
+    settings = "--sampling.max-new-tokens 4 --num 2"
+    code, out, _ = tether(f"generate --model model --prompts prompts.jsonl {settings} --out -")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [len(row["completions"]) for row in rows] == [2] * len(toys.PROMPTS)
+    assert set(there.iterdir()) == before

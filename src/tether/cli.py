@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command is known, so `tether --help` answers at once.
 """
 
-import contextlib
 import os
 import sys
 import typing
@@ -301,12 +300,14 @@ def generate(arguments: list[str]) -> None:
     import shutil
     import tempfile
 
+    from tether import pipeline
+
     _take(arguments, "--out")
-    out = sys.stdout
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        stage("generate")([*arguments, "--out", f"{folder}/out"])
-        with open(f"{folder}/out/completions.jsonl", encoding="utf-8") as rows:
-            shutil.copyfileobj(rows, out)
+    with tempfile.TemporaryDirectory() as folder:
+        config = _parse("generate", [*arguments, "--out", f"{folder}/completions"])
+        path = pipeline.run_stage(pipeline.Stage("completions", "generate", config))
+        with open(path / "completions.jsonl", encoding="utf-8") as rows:
+            shutil.copyfileobj(rows, sys.stdout)
     return None
 
 

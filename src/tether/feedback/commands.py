@@ -3,6 +3,8 @@
 Each is a function whose signature is its command line; `tether feedback NAME --help` shows it.
 """
 
+import os
+import stat
 import sys
 from dataclasses import replace
 from typing import Annotated
@@ -25,12 +27,16 @@ def import_items(config: Annotated[OmitArgPrefixes[ImportConfig], arg(name="")])
     Without --data the completions come from standard input:
     tether generate … --num 4 --out - | tether feedback import helpful.db
     """
-    if not (config.data or config.gold or config.instructions):
+    if not config.data and (_piped() or not (config.gold or config.instructions)):
         if sys.stdin.isatty():
             raise ConfigError("data=() must name a file, or pipe completions in: tether generate …")
         config = replace(config, data=("-",))
     import_feedback(config)
     results.print(f"next  tether label {config.path}", markup=False)
+
+
+def _piped() -> bool:
+    return stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
 
 
 def export_labels(config: Annotated[OmitArgPrefixes[ExportConfig], arg(name="")]) -> None:
