@@ -129,6 +129,8 @@ def api_next(visit: Visit) -> Response:
 def api_judge(visit: Visit) -> Response:
     """Store a judgment; answer once it is on the disk, with the next item."""
     answer = parse_answer(visit.fields)
+    if visit.store.project.next_item == "active":
+        visit.site.summary.get()  # renews, aside and seldom, what active choice goes by
     held = visit.fields.get("held", [])
     if not isinstance(held, list) or not all(_is_whole(one) for one in held):
         raise DataError(f"held={shown(held)} must be a list of whole numbers")
