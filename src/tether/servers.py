@@ -46,6 +46,9 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if self.base_url:
             web_address("endpoint.base_url", self.base_url)
+            rule = "must end before /chat/completions, which is added"
+            whole = self.base_url.rstrip("/").endswith("/completions")
+            require(not whole, "endpoint.base_url", self.base_url, rule)
             require(bool(self.model), "endpoint.model", self.model, "must name the server's model")
         variable_name("endpoint.key_env", self.key_env)
         rule = "must be a whole number from 0 to 20"

@@ -2,6 +2,7 @@ import asyncio
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from tether.rewards.endpoint import (
     usage,
 )
 from tether.rewards.judge import Comparison, both_orders
-from tether.rewards.spending import BudgetSpent
+from tether.rewards.spending import BudgetSpent, Ledger
 from tether.servers import EndpointConfig
 
 AB = ("A", "B")
@@ -144,8 +145,9 @@ def test_it_agrees_with_the_log_probs_of_the_model_itself(server, make):
     judge = make(top_logprobs=20)
     assert judge.first_wins(asked) == pytest.approx(direct, abs=1e-6)
     assert judge.voted == 0
-    for verdict, p, q in zip(both_orders(judge, comparisons), direct[::2], direct[1::2]):
-        assert verdict.probability == pytest.approx((p + 1 - q) / 2, abs=1e-6)
+    verdicts = [verdict.probability for verdict in both_orders(judge, comparisons)]
+    means = [(p + 1 - q) / 2 for p, q in zip(direct[::2], direct[1::2], strict=True)]
+    assert verdicts == pytest.approx(means, abs=1e-6)
 
 
 def test_without_log_probs_answers_are_counted_as_votes(server, make):
@@ -188,6 +190,16 @@ def test_a_bar_shows_what_was_spent(server, make, monkeypatch):
     judge.first_wins([compare(0), compare(1)])
     # 100 · 10/10⁶ + 1 · 30/10⁶ = 0.00103 each
     assert said[-1] == {"tokens": 202, "cost": pytest.approx(0.00206)}
+
+
+def test_any_two_answers_can_be_asked_for(server, make):
+    server.answer = lambda body: completion(
+        listed={"Yes": math.log(0.3), " No": math.log(0.5), "no": math.log(0.2)}
+    )
+    question = [{"role": "user", "content": "is it kind"}]
+    # 0.3/(0.3 + 0.5)
+    assert make().probabilities([question], ("Yes", "No")) == pytest.approx([0.375])
+    assert server.bodies[0]["messages"] == question
 
 
 # --- reading answers ------------------------------------------------------------------------------
@@ -326,7 +338,7 @@ def test_what_does_not_pass_ends_in_one_line(server, make):
 
 def test_a_refusal_is_not_tried_again(server, make):
     server.script.append(status(400, "logprobs is not supported " + "x" * 1000))
-    with pytest.raises(ServerError, match="status 400: 'logprobs is not supported x+…'") as error:
+    with pytest.raises(ServerError, match=r"status 400: 'logprobs is not supported x+…'") as error:
         make(concurrency=1).first_wins([compare(i) for i in range(5)])
     assert len(str(error.value)) < 450
     assert len(server.bodies) == 1
@@ -367,8 +379,10 @@ def test_an_answer_without_letters_counts_as_half_and_is_told(server, make):
     judge = make(top_logprobs=0, votes=2, concurrency=1)
     with console.capture() as said:
         assert judge.first_wins([compare(i) for i in range(3)]) == [0.25, 0.5, 0.25]
-    lines = said.get().replace("\n", " ")
-    assert "1 of 3 questions had no letter for an answer from toy; they count as 0.5" in lines
+    lines = " ".join(said.get().split())
+    assert (
+        "1 of 3 questions were not answered with one of the two answers by toy; they count" in lines
+    )
     assert (judge.asked, judge.voted, judge.unanswered) == (3, 3, 1)
 
 
@@ -457,7 +471,7 @@ def test_the_budget_is_one_for_all_runs(server, make):
 
 def test_a_budget_of_money(server, make):
     # At most (149 · 2 + 1 · 8)/10⁶ = 0.000306, in fact (100 · 2 + 1 · 8)/10⁶ = 0.000208 each.
-    # 0.00093 takes 0.000306 at 0, 0.000208, 0.000416 and 0.000624 (→ 0.00093 exactly), then no more.
+    # 0.00093 takes 0.000306 at 0, 0.000208, 0.000416 and 0.000624 (0.00093, exactly that).
     settings = {"price_input": 2.0, "price_output": 8.0, "budget_money": 0.00093, "concurrency": 1}
     with pytest.raises(BudgetSpent, match=r"0\.000832 are spent and .* may take 0\.000306"):
         make(**settings).first_wins([compare(i) for i in range(9)])
@@ -492,6 +506,23 @@ def test_an_answer_that_was_lost_may_have_been_charged_for(server, make, failure
             judge.first_wins([compare(0), compare(1)])
     else:
         assert len(judge.first_wins([compare(0), compare(1)])) == 2
+
+
+def test_what_is_under_way_when_a_run_is_stopped_counts_in_full(server, make, tmp_path):
+    server.script += [silence] * 2
+
+    async def stopped():
+        judging = asyncio.create_task(judge._all([ask(compare(i)) for i in range(5)], AB))
+        while len(server.bodies) < 2:
+            await asyncio.sleep(0.001)
+        judging.cancel()
+        await asyncio.wait([judging])
+        assert judging.cancelled()
+
+    judge = make(concurrency=2)
+    asyncio.run(stopped())
+    with closing(Ledger(tmp_path / "judge.db")) as ledger:
+        assert ledger.spent.tokens == 2 * 150
 
 
 # --- the key --------------------------------------------------------------------------------------
@@ -545,6 +576,7 @@ def test_a_key_that_no_header_can_hold_is_not_shown(make, monkeypatch):
     ("settings", "line"),
     [
         ({"model": ""}, "endpoint.model='' must name the server's model"),
+        ({"base_url": "http://h/v1/chat/completions"}, "must end before /chat/completions"),
         ({"base_url": "localhost:8000"}, "must be an address such as https://host/v1"),
         ({"base_url": "ftp://host/v1"}, "endpoint.base_url='ftp://host/v1' must be an address"),
         ({"base_url": "http://host:99999"}, "must be an address"),

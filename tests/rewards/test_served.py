@@ -52,7 +52,7 @@ def test_what_may_pass_is_tried_again(server, failure):
 
 def test_a_refusal_is_one_line(server):
     server.script.append(status(404, "no such reward"))
-    with pytest.raises(ServerError, match="/score refused the call .* 404: 'no such reward'"):
+    with pytest.raises(ServerError, match=r"/score refused the call .* 404: 'no such reward'"):
         reward(server)(["a"], ["b"])
 
 
@@ -86,7 +86,7 @@ def test_scores_that_would_shift_from_batch_to_batch_are_refused(server):
 def test_scores_must_be_finite(server, bad):
     server.script.append(text(f'{{"scores": [0.5, {bad}]}}'))
     call = checked(reward(server), server.url)
-    with pytest.raises(CheckError, match="for the completion 'second' .* must be finite"):
+    with pytest.raises(CheckError, match=r"for the completion 'second' .* must be finite"):
         call(["a", "b"], ["first", "second"])
 
 

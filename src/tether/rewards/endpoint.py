@@ -34,7 +34,7 @@ from tether.servers import EndpointConfig
 
 Ask = Callable[[Comparison], list[Message]]
 
-PATIENCE = 20  # comparisons in a row without a letter in any answer, after which the run stops
+PATIENCE = 20  # questions in a row that no vote answers, after which the run stops
 NEGLIGIBLE = 0.01  # a letter that is not listed has at most this share: half of it is taken
 
 
@@ -79,8 +79,8 @@ class EndpointJudge:
     """A judge that asks an endpoint.
 
     Attributes:
-        asked, voted, unanswered: Comparisons so far; those that votes decided; and those of them
-            without one answer that was a letter, which get 0.5.
+        asked, voted, unanswered: Questions so far; those that votes decided; and those of them
+            that no vote answered, which get 0.5.
     """
 
     config: EndpointConfig
@@ -98,41 +98,57 @@ class EndpointJudge:
     def first_wins(self, comparisons: Sequence[Comparison]) -> list[float]:
         """P(the first is better), in [0, 1], one each, in this order of the completions.
 
+        Raises:
+            TetherError: As `probabilities`.
+        """
+        return self.probabilities([self.ask(each) for each in comparisons], self.letters)
+
+    def probabilities(
+        self, questions: Sequence[list[Message]], answers: tuple[str, str]
+    ) -> list[float]:
+        """P(the first of two answers), in [0, 1], to each question.
+
         Requests that were answered before, by any run with the same cache, cost nothing; two that
         are the same are asked once. Where the batch cannot be finished, the requests under way
         are, and what was answered is kept.
 
+        Args:
+            questions: The messages of each.
+            answers: Two letters or words, each of them one token.
+
         Raises:
             BudgetSpent: The next request could exceed the budget.
             ServerError: The server refuses a request, fails as often as is allowed, or goes on
-                answering something else than a letter.
+                answering something else.
         """
         with self._turn:  # one batch at a time, from whatever thread
-            return finish(self._all(comparisons))
+            return finish(self._all(questions, answers))
 
-    async def _all(self, comparisons: Sequence[Comparison]) -> list[float]:
-        bar = Steps("judging", len(comparisons)) if self.show else nullcontext()
+    async def _all(
+        self, questions: Sequence[list[Message]], answers: tuple[str, str]
+    ) -> list[float]:
+        bar = Steps("judging", len(questions)) if self.show else nullcontext()
         before = self.unanswered
         with closing(Ledger(self.cache)) as ledger, bar as steps:
             async with self.server.client() as client:
-                batch = _Batch(self, ledger, client, steps)
-                results = await batch.judge_all(comparisons)
+                batch = _Batch(self, answers, ledger, client, steps)
+                results = await batch.probabilities(questions)
         if missed := self.unanswered - before:
             console.print(
-                f"{missed} of {len(comparisons)} questions had no letter for an answer from "
-                f"{self.config.model}; they count as 0.5"
+                f"{missed} of {len(questions)} questions were not answered with one of the two "
+                f"answers by {self.config.model}; they count as 0.5"
             )
         return results
 
-    def note(self, answered: bool, last: str) -> None:
-        """Count a comparison that votes decided, or did not.
+    def note(self, answered: bool, last: str, answers: tuple[str, str]) -> None:
+        """Count a question that votes decided, or did not.
 
         Raises:
             ServerError: It has been going on like this for long.
         """
         if not self.voted and self.config.top_logprobs:
             console.print(
-                f"{self.config.model} does not list the log-probs of both letters, so votes are "
+                f"{self.config.model} does not list the log-probs of both answers, so votes are "
                 "asked for; where it never does, top_logprobs = 0 spares the first request"
             )
         self.voted += 1
@@ -141,32 +157,38 @@ class EndpointJudge:
         if self.unanswered_in_a_row >= PATIENCE:
             raise ServerError(
                 f"{self.config.model} at {self.config.base_url} answered none of {PATIENCE} "
-                f"questions in a row with {self.letters[0]} or {self.letters[1]}, the last one "
-                f"with {short(last)}; take a model that follows the question, or raise vote_tokens"
+                f"questions in a row with {answers[0]} or {answers[1]}, the last one with "
+                f"{short(last)}; take a model that follows the question, or raise vote_tokens"
             )
 
 
 class _Batch:
-    """One batch of comparisons on its way: a few workers that take one after the other."""
+    """One batch of questions on its way: a few workers that take one after the other."""
 
     def __init__(
-        self, judge: EndpointJudge, ledger: Ledger, client: httpx.AsyncClient, steps: Steps | None
+        self,
+        judge: EndpointJudge,
+        letters: tuple[str, str],
+        ledger: Ledger,
+        client: httpx.AsyncClient,
+        steps: Steps | None,
     ) -> None:
-        self.judge, self.ledger, self.client, self.steps = judge, ledger, client, steps
+        self.judge, self.letters, self.ledger = judge, letters, ledger
+        self.client, self.steps = client, steps
         self.config = judge.config
         self.budget = Budget(judge.config, ledger)
         self.same: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.results: list[float | None] = []
         self.failure: TetherError | None = None
 
-    async def judge_all(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """P(first) of each.
+    async def probabilities(self, questions: Sequence[list[Message]]) -> list[float]:
+        """P(the first answer) to each.
 
         Raises:
             TetherError: The first failure, once what was under way has ended.
         """
-        self.results = [None] * len(comparisons)
-        work = enumerate(comparisons)
+        self.results = [None] * len(questions)
+        work = enumerate(questions)
         async with asyncio.TaskGroup() as workers:
             for _ in range(self.config.concurrency):
                 workers.create_task(self._work(work))
@@ -176,10 +198,10 @@ class _Batch:
             raise self.failure
         return [each for each in self.results if each is not None]
 
-    async def _work(self, work: Iterator[tuple[int, Comparison]]) -> None:
-        for i, comparison in work:
+    async def _work(self, work: Iterator[tuple[int, list[Message]]]) -> None:
+        for i, messages in work:
             try:
-                self.results[i] = await self._probability(self.judge.ask(comparison))
+                self.results[i] = await self._probability(messages)
             except TetherError as error:
                 self.failure = self.failure or error
             if self.failure:
@@ -195,7 +217,7 @@ class _Batch:
         if self.config.top_logprobs:
             more = {"temperature": 0, "logprobs": True, "top_logprobs": self.config.top_logprobs}
             answer = await self._answer({**body, **more}, 1)
-            probability = by_logprobs(answer, self.judge.letters)
+            probability = by_logprobs(answer, self.letters)
             if probability is not None:
                 self.judge.unanswered_in_a_row = 0
                 return probability
@@ -204,9 +226,9 @@ class _Batch:
         for i in range(self.config.votes):
             more = {"temperature": 1, "seed": self.config.seed + i}
             said = content(await self._answer({**body, **more}, self.config.vote_tokens))
-            votes.append(chosen(said, self.judge.letters))
-        self.judge.note(any(votes), said)
-        return by_votes(votes, self.judge.letters)
+            votes.append(chosen(said, self.letters))
+        self.judge.note(any(votes), said, self.letters)
+        return by_votes(votes, self.letters)
 
     async def _answer(self, body: dict[str, Any], tokens: int) -> Any:
         """The answer to a request: the one that was kept, or a new one, kept before it is used."""
