@@ -366,6 +366,14 @@ def test_after_a_failure_what_was_under_way_is_kept(server, make):
     assert len(contents) == 10 + 1  # the refused one alone was asked twice
 
 
+def test_after_a_failure_no_more_votes_are_asked_for(server, make):
+    server.script.append(status(400))
+    server.answer = lambda body: completion("A")
+    with pytest.raises(ServerError):
+        make(concurrency=2, top_logprobs=0, votes=20).first_wins([compare(0), compare(1)])
+    assert len(server.bodies) <= 4  # of the 20 that the second question would have had
+
+
 def completion_response():
     from starlette.responses import JSONResponse
 
@@ -393,6 +401,17 @@ def test_answers_that_are_never_letters_stop_the_run(server, make):
             [compare(i) for i in range(PATIENCE + 5)]
         )
     assert len(server.bodies) == PATIENCE
+
+
+def test_only_many_in_a_row_stop_the_run(server, make):
+    def every_other(body):
+        number = int(body["messages"][0]["content"].split()[1])
+        return completion("I cannot say", listed=SURE if number % 2 else None)
+
+    server.answer = every_other
+    judge = make(votes=1, concurrency=1)
+    judge.first_wins([compare(i) for i in range(2 * PATIENCE)])
+    assert judge.unanswered == PATIENCE
 
 
 def test_a_message_without_text_is_no_letter(server, make):
@@ -506,6 +525,13 @@ def test_an_answer_that_was_lost_may_have_been_charged_for(server, make, failure
             judge.first_wins([compare(0), compare(1)])
     else:
         assert len(judge.first_wins([compare(0), compare(1)])) == 2
+
+
+def test_an_answer_that_is_of_no_use_is_paid_for(server, make, tmp_path):
+    server.script.append(text('{"usage": {"prompt_tokens": 40, "completion_tokens": 2}}'))
+    make().first_wins([compare()])
+    with closing(Ledger(tmp_path / "judge.db")) as ledger:
+        assert ledger.spent.tokens == 42 + 101
 
 
 def test_what_is_under_way_when_a_run_is_stopped_counts_in_full(server, make, tmp_path):

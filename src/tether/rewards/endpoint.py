@@ -243,10 +243,8 @@ class _Batch:
 
     async def _call(self, key: str, body: dict[str, Any], most: Usage) -> Any:
         """Ask once. What may have been charged for counts in full unless the server says less."""
-        if self.failure:
-            raise self.failure
         async with self.budget.room(most):
-            if self.failure:  # while it waited for room
+            if self.failure:  # of another worker, since this question was begun
                 raise self.failure
             try:
                 answer = await self.judge.server.post(self.client, body)
