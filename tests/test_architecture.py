@@ -25,6 +25,8 @@ BASE = {
     "config",
     "config_file",
     "sections",
+    "servers",
+    "validation",
     "statistics",
     "rundir",
     "progress",

@@ -4,6 +4,7 @@
     ├─ ConfigError     a setting is missing, unknown or out of range
     ├─ DataError       a file or record cannot be used (names file and line)
     ├─ ModelError      a model directory cannot be used
+    ├─ ServerError     a server refuses, fails, or answers something else than asked
     └─ CheckError      a check inside a run failed; going on would give wrong results
 
 A message names the field or file, shows the value with `!r`, states the rule and the mend.
@@ -25,6 +26,10 @@ class DataError(TetherError):
 
 class ModelError(TetherError):
     """A model directory cannot be used."""
+
+
+class ServerError(TetherError):
+    """A server refuses, fails, or answers something else than asked."""
 
 
 class CheckError(TetherError):

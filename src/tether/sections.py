@@ -4,28 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tether.errors import ConfigError
-
-
-def require(condition: bool, name: str, value: object, rule: str) -> None:
-    """Refuse a setting: one line with the field, its value, the rule and so the mend."""
-    if not condition:
-        raise ConfigError(f"{name}={value!r} {rule}")
-
-
-def positive(name: str, value: int | float) -> None:
-    """Refuse anything but a finite number above 0."""
-    require(value > 0 and math.isfinite(value), name, value, "must be a number above 0")
-
-
-def not_negative(name: str, value: int | float) -> None:
-    """Refuse anything but a finite number of at least 0."""
-    require(value >= 0 and math.isfinite(value), name, value, "must be a number of at least 0")
-
-
-def share(name: str, value: int | float) -> None:
-    """Refuse anything outside [0, 1]."""
-    require(0 <= value <= 1, name, value, "must lie between 0 and 1")
+from tether.validation import not_negative, positive, require, share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ and takes the mean, so that what it returns does not depend on which completion 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from tether.records import Text
 
@@ -26,6 +26,7 @@ class Comparison:
         return Comparison(self.prompt, self.second, self.first, self.question)
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Anything that compares: a model in this process, or an endpoint."""
 
