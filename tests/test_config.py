@@ -34,7 +34,7 @@ NEEDED = {
     "generate": {"model": "m", "prompts": "p"},
     "score": {"data": "d", "reward": REWARD},
     "simulate": {"data": "d", "scorer": "g.py:f"},
-    "collect": {"data": "d"},
+    "collect": {"data": ("d",)},
     "prepare": {"data": "d", "function": "g.py:f"},
     "sandbox": {},
     "evaluate": {"prompts": "p", "policies": POLICIES, "scorers": SCORERS},

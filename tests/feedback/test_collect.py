@@ -41,7 +41,7 @@ def config(tmp_path):
     def make(number=1, function="number", **settings):
         scorer = f"{tmp_path / 'gold.py'}:{function}" if function else ""
         data, out = str(tmp_path / f"data-{number}.jsonl"), str(tmp_path / f"labels-{number}")
-        return CollectConfig(data=data, out=out, scorer=scorer, **settings)
+        return CollectConfig(data=(data,), out=out, scorer=scorer, **settings)
 
     return make
 

@@ -57,8 +57,8 @@ class SimulateConfig(StageConfig):
 class CollectConfig(StageConfig):
     """Have completions judged, by people or simulated labelers; all judgments so far come out."""
 
-    data: str
-    """Completions: what `tether generate` wrote"""
+    data: tuple[str, ...]
+    """Completions: what `tether generate` wrote. Several: those of a prompt make one item"""
     project: str = "feedback.db"
     """Feedback project that they are added to, made where it is missing. A bare name lies beside
     the stage's folder, so that the rounds of a recipe share it"""

@@ -40,7 +40,7 @@ def collect(config: CollectConfig) -> Path:
         DataError: There are no completions.
         ConfigError: The project exists and asks something else of its labelers.
     """
-    folder = StageFolder(config, "collect", [config.data, config.scorer])
+    folder = StageFolder(config, "collect", [*config.data, config.scorer])
     if folder.finished:
         return folder.path
     store = _add(config)
@@ -83,7 +83,7 @@ def _add(config: CollectConfig) -> Store:
     import_feedback(
         ImportConfig(
             path=str(path),
-            data=(config.data,),
+            data=config.data,
             criterion=config.criterion,
             mode=config.mode,
             num_labelers=config.num_labelers,
