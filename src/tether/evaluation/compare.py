@@ -22,7 +22,7 @@ from tether.progress import Steps, results
 from tether.records import Prompt, write_jsonl
 from tether.rewards.load import Reward, load_reward
 from tether.rundir import StageFolder, write_json
-from tether.sections import RewardConfig
+from tether.sections import reward_named
 
 ROWS_PER_BATCH = 64
 
@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         return folder.path
     prompts = read_prompts(config.prompts)
     scorers = {
-        scorer.name: load_reward(RewardConfig(path=scorer.path, clip=0.0), config.compute)
+        scorer.name: load_reward(reward_named(scorer.path, clip=0.0), config.compute)
         for scorer in config.scorers
     }
     reference = load(config.reference, config.compute) if config.reference else None

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tether.config import SandboxConfig
 from tether.models.language_model import LanguageModel, pick_device, save
 from tether.rundir import StageFolder
-from tether.sandbox.tokenizer import build_tokenizer
+from tether.sandbox import sources
+from tether.sandbox.tokenizer import SPECIAL, build_tokenizer
 from tether.sandbox.world import build, write
 
 POSITIONS = 128
@@ -20,9 +21,13 @@ def make_sandbox(config: SandboxConfig) -> Path:
     if folder.finished:
         return folder.path
     folder.begin()
-    world = build(config.seed)
-    write(world, folder.path)
-    tokenizer = build_tokenizer()
+    if config.world == "sources":
+        documents = sources.write(config.seed, folder.path)
+        tokenizer = build_tokenizer([*SPECIAL, *sources.vocabulary()], sources.SPLIT)
+    else:
+        world = build(config.seed)
+        write(world, folder.path)
+        documents, tokenizer = len(world.corpus), build_tokenizer()
     ids = tokenizer.get_vocab()
     settings = LlamaConfig(
         vocab_size=len(ids),
@@ -44,4 +49,4 @@ def make_sandbox(config: SandboxConfig) -> Path:
         model, tokenizer, frozenset([ids["</s>"]]), pick_device(config.compute)
     )
     folder.write_model(lambda path: save(untrained, path, {"made_by": "tether demo"}))
-    return folder.finish(parameters=model.num_parameters(), documents=len(world.corpus))
+    return folder.finish(parameters=model.num_parameters(), documents=documents)
