@@ -58,7 +58,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}={value!r} must be one of {known}{mend}")
         return value
     if origin is dict and isinstance(value, dict):
-        return value
+        return typing.cast(dict[str, Any], value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = isinstance(hint, type) and isinstance(value, hint)

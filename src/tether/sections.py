@@ -334,10 +334,10 @@ def reward_named(word: str, **others: Any) -> RewardConfig:
         return RewardConfig(path=word, **others)
     name, brace, rest = word.removeprefix("rule:").partition("{")
     try:
-        settings = tomllib.loads(f"settings = {brace}{rest}")["settings"] if brace else {}
+        table = tomllib.loads(f"settings = {brace}{rest}" if brace else "")
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"reward={word!r}: its settings are no TOML table ({error}); write "
             "'rule:NAME {setting = value}'"
         ) from None
-    return RewardConfig(rule=name.strip(), settings=settings, **others)
+    return RewardConfig(rule=name.strip(), settings=table.get("settings", {}), **others)

@@ -18,10 +18,12 @@ from tether.rewards.rules import plain
 from tether.sections import not_negative
 
 _NUMBER = re.compile(
-    r"(?:(?<!\w)[-+−])?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d)\.?)(?:e[-+]?\d{1,4})?",
-    re.I,
+    r"(?:(?<![\w.)])[-+−])?"  # a sign, but no minus between two numbers
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:e[-+]?\d{1,4}(?!\w))?",
+    re.IGNORECASE,
 )
-_ANSWER = re.compile(r"\banswer(?: is)?:?\s")
+_ANSWER = re.compile(r"\banswer(?: is)?:?\s", re.IGNORECASE)
 
 
 def answer(
@@ -88,15 +90,16 @@ def read_answers(path: str, match: Literal["number", "text"]) -> dict[str, float
 def _read(path: str, match: str, time: int, size: int) -> dict[str, float | str]:
     known: dict[str, float | str] = {}
     for where, row in read_jsonl(path):
-        if "prompt" not in row or not isinstance(row.get("answer"), str | int | float):
+        asked, answer = row.get("prompt"), row.get("answer")
+        if not (isinstance(asked, str | list) and isinstance(answer, str | int | float)):
             raise DataError(f"{where}: needs prompt and answer, a string or a number")
-        text = str(row["answer"])
+        text = str(answer)
         wanted = number_in(final(text, "number")) if match == "number" else letters(text)
         if wanted is None or wanted == "":
             raise DataError(
                 f'{where}: answer={text[:80]!r} holds no {match}; mend it, or set match = "text"'
             )
-        if known.setdefault(key(row["prompt"]), wanted) != wanted:
+        if known.setdefault(key(asked), wanted) != wanted:
             raise DataError(f"{where}: another answer to a prompt that has one; remove one of them")
     return known
 
@@ -117,7 +120,7 @@ def final(text: str, match: Literal["number", "text"]) -> str:
         return text
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
-        if found := list(_ANSWER.finditer(line.casefold())):
+        if found := list(_ANSWER.finditer(line)):
             return line[found[-1].end() :]
     return lines[-1] if lines else ""
 

@@ -8,27 +8,22 @@ from tether.rewards.rules import plain
 OPENING = 200  # characters in which a refusal says no
 
 _CANNOT = (
-    r"(?:can ?not|can't|could not|couldn't|will not|won't|would not|must not|may not|"
+    r"(?:can ?not|can't|could not|couldn't|will not|won't|must not|may not|"
     r"(?:am|'m|are|'re) (?:not (?:able|willing|allowed|going) to|unable to|not comfortable)|"
-    r"(?:do not|don't) (?:feel comfortable|want to)|must decline|have to decline|have to refuse|"
-    r"must refuse|refuse to|decline to)"
+    r"(?:do not|don't) (?:feel comfortable|want to)|(?:must|have to) (?:decline|refuse)|"
+    r"refuse to|decline to)"
 )
-_HELP = (
-    r"(?:help|assist|provide|provid|support|comply|fulfill?|answer (?:that|this)|give (?:you|out)|"
-    r"tell you|explain|discuss|share|write|create|generate|take part|participate|engage|teach|"
-    r"show you|offer|offering|do (?:that|this|so)|be part of|advise|give advice|encourage|describe|"
-    r"go into|make that|produce|recommend)"
+_HELP = (  # beginnings of words
+    r"(?:help|assist|provid|support|comply|fulfil|answer (?:that|this)|give (?:you|out)|tell you|"
+    r"explain|discuss|shar|writ|creat|generat|tak(?:e|ing) part|participat|engag|teach|show you|"
+    r"offer|do (?:that|this|so)|be part of|advis|encourag|describ|go into|produc|recommend)"
 )
 _PHRASES = (
     rf"\b(?:i|we) ?{_CANNOT}(?: (?:in good conscience|ethically|really|to|with|you))* {_HELP}",
-    r"\b(?:i|we) (?:must|have to) (?:decline|refuse)\b",
-    r"\b(?:i|we) (?:have to|must) say no\b",
+    r"\b(?:i|we) (?:must|have to) (?:decline|refuse|say no)\b",
     r"\b(?:i'd|i would) rather not\b",
-    r"\b(?:no|sorry),? i (?:can ?not|can't|will not|won't)\b",
-    r"\bthat(?: is|'s) (?:not )?something (?:that )?(?:i|we) "
-    r"(?:can|can't|can ?not|will|will not|won't)\b",
-    r"\b(?:i am|i'm|we are|we're)? ?(?:really |very |so )?sorry,? (?:but )?(?:i|we|this|that) "
-    r"(?:can ?not|can't|won't|will not|am unable|am not able|is not something|isn't something)",
+    r"\b(?:no|sorry),? (?:but )?i (?:can ?not|can't|will not|won't|am unable|am not able)\b",
+    r"\bthat(?: is|'s) (?:not )?something (?:that )?(?:i|we) (?:can|will|won't)",
     r"\bagainst my (?:guidelines|principles|values|policy)\b",
 )
 _REFUSAL = re.compile("|".join(_PHRASES))

@@ -13,6 +13,7 @@ from tether.sandbox.tokenizer import SPECIAL, build_tokenizer
 from tether.sandbox.world import build, write
 
 POSITIONS = 128
+INITIAL_STD = 0.02  # of the untrained weights
 
 
 def make_sandbox(config: SandboxConfig) -> Path:
@@ -22,12 +23,13 @@ def make_sandbox(config: SandboxConfig) -> Path:
         return folder.path
     folder.begin()
     if config.world == "sources":
-        documents = sources.write(config.seed, folder.path)
+        documents, std = sources.write(config.seed, folder.path), sources.INITIAL_STD
         tokenizer = build_tokenizer([*SPECIAL, *sources.vocabulary()], sources.SPLIT)
     else:
         world = build(config.seed)
         write(world, folder.path)
-        documents, tokenizer = len(world.corpus), build_tokenizer()
+        documents, std = len(world.corpus), INITIAL_STD
+        tokenizer = build_tokenizer()
     ids = tokenizer.get_vocab()
     settings = LlamaConfig(
         vocab_size=len(ids),
@@ -37,6 +39,7 @@ def make_sandbox(config: SandboxConfig) -> Path:
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
         max_position_embeddings=POSITIONS,
+        initializer_range=std,
         tie_word_embeddings=True,
         pad_token_id=ids["<pad>"],
         bos_token_id=ids["<s>"],
