@@ -274,7 +274,7 @@ def _named(word: str) -> tuple[str, str]:
     if equals and not set(name) & set("/{"):
         return name, path
     if ":" in word:  # file.py:function, rule:NAME {settings}
-        return word.partition(" {")[0].rpartition(":")[2], word
+        return word.partition("{")[0].rpartition(":")[2].strip(), word
     parts = [part for part in Path(word).parts if part != "model"]
     return (parts or [word])[-1], word
 

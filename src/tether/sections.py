@@ -300,6 +300,8 @@ class RewardConfig:
         for name, off in (("threshold", 0.0), ("floor", -math.inf)):
             value = getattr(self, name)
             require(self.role == "reject" or value == off, f"reward.{name}", value, rule)
+        finite = math.isfinite(self.threshold)
+        require(finite, "reward.threshold", self.threshold, "must be a number")
         rule = "must be a number, or -inf for the lowest total of the batch"
         require(self.floor < math.inf, "reward.floor", self.floor, rule)
 

@@ -107,9 +107,9 @@ def test_a_file_that_cannot_be_used(tmp_path, rows, message):
 
 
 def test_a_missing_file_and_a_negative_tolerance_are_refused_without_a_text(tmp_path, file):
-    with pytest.raises(DataError, match="missing.jsonl' does not exist; give JSON lines"):
+    with pytest.raises(DataError, match=r"missing.jsonl' does not exist; give JSON lines"):
         answer([], [], answers=str(tmp_path / "missing.jsonl"))
-    with pytest.raises(ConfigError, match="tolerance=-1.0"):
+    with pytest.raises(ConfigError, match=r"tolerance=-1.0"):
         answer([], [], answers=file, tolerance=-1.0)
 
 

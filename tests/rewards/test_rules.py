@@ -134,7 +134,7 @@ def test_a_pattern_that_backtracks_without_end_stops_the_run(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-# --- settings that cannot work: refused before any text ---------------------------------------------
+# --- settings that cannot work: refused before any text -----------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_refused(rule, settings, message):
         rule([], [], **settings)
 
 
-# --- any text -------------------------------------------------------------------------------------
+# --- any text ---------------------------------------------------------------------------------
 
 PROMPT = "[1] the mill is near the river. it opens at noon.\n[b] no fee is charged."
 BOUNDED = [

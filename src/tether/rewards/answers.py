@@ -89,11 +89,12 @@ def read_answers(path: str, match: Literal["number", "text"]) -> dict[str, float
 @functools.lru_cache(maxsize=8)
 def _read(path: str, match: str, time: int, size: int) -> dict[str, float | str]:
     known: dict[str, float | str] = {}
-    for where, row in read_jsonl(path):
-        asked, answer = row.get("prompt"), row.get("answer")
-        if not (isinstance(asked, str | list) and isinstance(answer, str | int | float)):
+    for number, row in read_jsonl(path):
+        where = f"{path}:{number}"
+        asked, given = row.get("prompt"), row.get("answer")
+        if not (isinstance(asked, str | list) and isinstance(given, str | int | float)):
             raise DataError(f"{where}: needs prompt and answer, a string or a number")
-        text = str(answer)
+        text = str(given)
         wanted = number_in(final(text, "number")) if match == "number" else letters(text)
         if wanted is None or wanted == "":
             raise DataError(

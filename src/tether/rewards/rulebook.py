@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tether.config_file import convert
 from tether.errors import ConfigError
@@ -80,6 +80,6 @@ def bind_rule(config: RewardConfig) -> Callable[[list[Text], list[str]], list[fl
     return functools.partial(rule, **settings)
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"

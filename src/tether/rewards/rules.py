@@ -135,6 +135,11 @@ def required(
 ) -> list[float]:
     """Share of the required phrases that occur, found as `banned` finds them; in [0, 1].
 
+    Args:
+        prompts: Not read.
+        completions: Texts that are searched.
+        phrases: What they should hold.
+
     Raises:
         ConfigError: There is no phrase, or an empty one.
     """

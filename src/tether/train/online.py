@@ -187,8 +187,8 @@ def _loop(run: Run) -> dict[str, Any]:
                 console.print("the sampler's log-probs are far off: the trainer's serve as π_old")
                 told = True
             terms = {name: row[name] for name in row if name.startswith("score_")}
-            figures = {"reward": row["score"], "KL": row["kl"], "length": row["length"]}
-            progress.advance(**figures, **(terms if len(config.rewards) > 1 else {}))
+            terms.pop("score_raw")
+            progress.advance(reward=row["score"], KL=row["kl"], length=row["length"], **terms)
             # No checkpoint where the run stops: a run resumed from there would go on.
             if stopped := stop_reason(config, row):
                 console.print(f"stopped after step {step + 1}: {stopped}")
