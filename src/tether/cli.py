@@ -27,8 +27,8 @@ One stage at a time (each explains its settings with --help)
   tether sft       --model DIR --data FILE --out DIR       supervised fine-tuning
   tether generate  --model DIR --prompts FILE --out DIR    sample completions (--num K)
   tether reward    --model DIR --data FILE --out DIR       reward model from rankings or pairs
-  tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function --out DIR
-  tether score     --data FILE --reward DIR|file.py:function --out DIR
+  tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function|rule:NAME --out DIR
+  tether score     --data FILE --reward DIR|file.py:function|rule:NAME --out DIR
   tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
 
 Other methods, with the settings of ppo or of reward
