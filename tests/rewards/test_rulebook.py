@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tether.config_file import from_table
 from tether.errors import ConfigError, DataError
 from tether.rewards.load import check_rules, load_reward
 from tether.rewards.rulebook import RULES, bind_rule, load_rule
@@ -102,6 +103,11 @@ def test_a_reward_is_one_thing(settings, message):
 def test_a_kind_that_its_path_is_not(path, kind, found):
     with pytest.raises(ConfigError, match=f"reward.kind='{kind}' but '{path}' names a {found}"):
         load_reward(RewardConfig(path=path, kind=kind), CPU)
+
+
+def test_an_unknown_kind_gets_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"kind='rul' must be one of .*; did you mean 'rule'\?"):
+        from_table(RewardConfig, {"kind": "rul", "rule": "length"})
 
 
 def test_settings_on_the_command_line_that_are_no_table():
