@@ -182,6 +182,28 @@ def main_exits_with_success():
         ("sft --model model --data blank.jsonl", "demonstration 1 has no completion token to lea"),
         # rewards
         ("score --data good.jsonl --reward rewards.py:nan", "returned nan for the completion"),
+        (
+            "score --data good.jsonl --reward rule:lenght",
+            "reward.rule='lenght' is not a rule; did you",
+        ),
+        (
+            "score --data good.jsonl --reward rule:length",
+            "the rule 'length': most=0 must be above 0",
+        ),
+        ("score --data good.jsonl --reward rule:length{mots=3}", "did you mean 'most'?"),
+        (
+            "score --data good.jsonl --reward rule:format{pattern='('}",
+            "is not a regular expression",
+        ),
+        ("score --data good.jsonl --reward rule:answer{answers='x'}", "answers='x' does not exist"),
+        (
+            "ppo --model model --prompts good.jsonl --reward rule:banned",
+            "settings.phrases is missing",
+        ),
+        (
+            f"{EVALUATE} --model model --prompts good.jsonl --reward a=rule:zzz",
+            "'zzz' is not a rule",
+        ),
         (f"{EVALUATE} --model model --prompts good.jsonl", "returned nan for the completion"),
         # places
         ("sft --model model --data good.jsonl --out foreign", "'foreign' holds other files"),

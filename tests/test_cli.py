@@ -207,6 +207,16 @@ def test_a_reward_may_be_given_twice(tether, there):
     )
 
 
+def test_a_rule_is_named_in_one_word(tether, there):
+    code, out, _ = tether("score --data demonstrations.jsonl --reward rule:refusal --out scored")
+    assert code == 0
+    scored = [row for _, row in read_jsonl(there / "scored" / "scores.jsonl")]
+    assert all(set(row["scores"]) <= {0.0, 1.0} for row in scored)
+    code, out, _ = tether("ppo --help --reward rule:citations")
+    assert code == 0
+    assert "--rewards" in out
+
+
 def test_policies_and_scorers_are_given_by_name_or_lend_their_own(tether, there):
     code, out, err = tether(
         "evaluate --model first=model --model model --prompts prompts.jsonl "
@@ -232,6 +242,9 @@ def test_policies_and_scorers_are_given_by_name_or_lend_their_own(tether, there)
         ("gpt2", ("gpt2", "gpt2")),
         ("model", ("model", "model")),
         ("tether.sandbox.gold:gold", ("gold", "tether.sandbox.gold:gold")),
+        ("rule:citations", ("citations", "rule:citations")),
+        ("rule:length {most = 4}", ("length", "rule:length {most = 4}")),
+        ("short=rule:length{most=4}", ("short", "rule:length{most=4}")),
         ("runs/lr=1e-3/ppo/model", ("ppo", "runs/lr=1e-3/ppo/model")),
     ],
 )

@@ -89,7 +89,7 @@ EPOCHS = [
     ({"evaluate_every": 0}, "evaluate_every=0 must be a number above 0"),
 ]
 PPO = [
-    ({"rewards": ()}, "rewards=() must name at least one reward: --reward DIR or"),
+    ({"rewards": ()}, "rewards=() must name at least one reward: --reward DIR, path"),
     ({"steps": 0}, "steps=0 must be a number above 0"),
     ({"epochs": 0}, "epochs=0 must be a number above 0"),
     ({"minibatches": 0}, "minibatches=0 must be a number above 0"),

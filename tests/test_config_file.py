@@ -74,7 +74,10 @@ def test_a_table_becomes_settings():
         ({"inner": {"rate": True}}, "inner.rate=True must be of type float, not bool"),
         ({"inner": {"rate": "fast"}}, "inner.rate='fast' must be of type float, not str"),
         ({"inner": 3}, "inner=3 must be of type Inner, not int"),
-        ({"kind": "cosin"}, "kind='cosin' must be one of 'linear', 'cosine'"),
+        (
+            {"kind": "cosin"},
+            "kind='cosin' must be one of 'linear', 'cosine'; did you mean 'cosine'?",
+        ),
         ({"betas": [0.9]}, "betas=[0.9] must have 2 entries"),
         ({"betas": 0.9}, "betas=0.9 must be of type tuple"),
         ({"betas": [0.9, "x"]}, "betas[1]='x' must be of type float, not str"),

@@ -8,8 +8,8 @@ import pytest
 
 from tests.tiny import save_tiny
 from tether.config import PPOConfig, SFTConfig
-from tether.errors import ConfigError
-from tether.pipeline import override, plan, run
+from tether.errors import ConfigError, TetherError
+from tether.pipeline import check_functions, override, plan, run
 from tether.records import write_jsonl
 
 RECIPE = """
@@ -134,6 +134,34 @@ def test_a_function_that_is_not_there_is_told_before_anything_runs(tmp_path, sta
     with pytest.raises(ConfigError, match=r"'nowhere\.py' does not exist"):
         run(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ('{rule = "lenght"}', "did you mean 'length'"),
+        ('{rule = "length"}', "the rule 'length': most=0"),
+        ('{rule = "answer", settings = {answers = "nowhere.jsonl"}}', "'nowhere.jsonl' does not"),
+        ('{rule = "answer", settings = {answers = "stage:sft/a.jsonl", t = 1}}', "settings.t=1"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_told_before_anything_runs(tmp_path, reward, message):
+    recipe = tmp_path / "recipe.toml"
+    start = RECIPE[: RECIPE.index('[[stage]]\nkind = "ppo"')]
+    stage = f'kind = "ppo"\nmodel = "stage:sft"\nprompts = "p"\nrewards = [{reward}]'
+    recipe.write_text(f"{start}\n[[stage]]\n{stage}\n")
+    with pytest.raises(TetherError, match=message):
+        run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_an_earlier_stage_makes_may_be_missing(tmp_path):
+    start = RECIPE[: RECIPE.index('[[stage]]\nkind = "ppo"')]
+    rewards = '[{rule = "answer", settings = {answers = "stage:sft/a.jsonl"}}]'
+    stage = f'kind = "ppo"\nmodel = "stage:sft"\nprompts = "p"\nrewards = {rewards}'
+    stages = plan(tomllib.loads(f"{start}\n[[stage]]\n{stage}\n"), tmp_path / "out")
+    check_functions(stages)
+    assert stages[-1].config.rewards[0].paths == (str(tmp_path / "out/sft/a.jsonl"),)
 
 
 @pytest.mark.parametrize("stage", [{"kind": "sft"}, "sft", ["sft"]])

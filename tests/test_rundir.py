@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tether.config import GenerateConfig, SFTConfig
+from tether.config import GenerateConfig, ScoreConfig, SFTConfig
 from tether.config_file import read_toml
 from tether.errors import ConfigError
 from tether.feedback.assignment import Answer, next_assignment, submit
@@ -16,7 +16,7 @@ from tether.feedback.judgments import Item, item_key
 from tether.feedback.people import local_person
 from tether.feedback.store import Project, Store
 from tether.rundir import StageFolder, fingerprint, write_json, write_text, written_aside
-from tether.sections import ComputeConfig, OptimizerConfig, SamplingConfig
+from tether.sections import ComputeConfig, OptimizerConfig, RewardConfig, SamplingConfig
 
 
 @pytest.fixture
@@ -414,3 +414,16 @@ def test_a_database_that_is_no_project_counts_by_its_bytes(tmp_path):
     first = fingerprint(str(path))
     path.write_bytes(b"two")
     assert fingerprint(str(path)) != first
+
+
+def test_settings_of_a_rule_that_were_left_out_are_a_difference(tmp_path):
+    def scoring(**settings):
+        reward = RewardConfig(rule="length", settings=settings)
+        return ScoreConfig(out=str(tmp_path / "score"), data="x.jsonl", reward=reward)
+
+    folder = StageFolder(scoring(most=4, slack=2), "score", [])
+    folder.begin()
+    folder.finish()
+    StageFolder(scoring(most=4, slack=2), "score", [])
+    with pytest.raises(ConfigError, match=r"^reward.settings.slack=None but .* was made with 2"):
+        StageFolder(scoring(most=4), "score", [])

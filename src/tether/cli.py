@@ -27,8 +27,8 @@ One stage at a time (each explains its settings with --help)
   tether sft       --model DIR --data FILE --out DIR       supervised fine-tuning
   tether generate  --model DIR --prompts FILE --out DIR    sample completions (--num K)
   tether reward    --model DIR --data FILE --out DIR       reward model from rankings or pairs
-  tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function --out DIR
-  tether score     --data FILE --reward DIR|file.py:function --out DIR
+  tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function|rule:NAME --out DIR
+  tether score     --data FILE --reward DIR|file.py:function|rule:NAME --out DIR
   tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
 
 Other methods, with the settings of ppo or of reward
@@ -177,12 +177,12 @@ def _parse(kind: str, arguments: list[str]) -> Any:
     import tyro
 
     from tether.config import STAGES, PolicyConfig, ScorerConfig
-    from tether.sections import RewardConfig
+    from tether.sections import reward_named
 
     arguments, example = list(arguments), ["DIR"] if _asks_help(arguments) else []
     taken: dict[str, Any] = {}
     if kind in (*ONLINE, "score"):
-        rewards = [RewardConfig(path=path) for path in _take(arguments, "--reward") or example]
+        rewards = [reward_named(word) for word in _take(arguments, "--reward") or example]
         if kind == "score" and len(rewards) != 1:
             raise ConfigError(f"score takes one --reward, not {len(rewards)}")
         taken = {"reward": rewards[0]} if kind == "score" else {"rewards": tuple(rewards)}
@@ -271,10 +271,10 @@ def _option(arguments: list[str], flag: str, default: str) -> str:
 def _named(word: str) -> tuple[str, str]:
     """NAME=PATH, or a path that lends its own name."""
     name, equals, path = word.partition("=")
-    if equals and "/" not in name:
+    if equals and not set(name) & set("/{"):
         return name, path
-    if ":" in word:  # file.py:function
-        return word.rpartition(":")[2], word
+    if ":" in word:  # file.py:function, rule:NAME {settings}
+        return word.partition("{")[0].rpartition(":")[2].strip(), word
     parts = [part for part in Path(word).parts if part != "model"]
     return (parts or [word])[-1], word
 

@@ -31,10 +31,10 @@ def from_table(cls: type[C], table: dict[str, Any], where: str = "") -> C:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in table:
             raise ConfigError(f"{where}{name} is missing; {cls.__name__} needs it")
-    return cls(**{key: _convert(hints[key], value, where + key) for key, value in table.items()})
+    return cls(**{key: convert(hints[key], value, where + key) for key, value in table.items()})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type, or a ConfigError that names where it stands."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
@@ -47,13 +47,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}={value!r} must have {len(arguments)} entries")
         kinds = arguments if fixed else [arguments[0]] * len(items)
         return tuple(
-            _convert(k, v, f"{where}[{i}]")
+            convert(k, v, f"{where}[{i}]")
             for i, (k, v) in enumerate(zip(kinds, items, strict=True))
         )
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{where}={value!r} must be one of {', '.join(map(repr, arguments))}")
+            near = difflib.get_close_matches(str(value), [a for a in arguments if a], n=1)
+            mend = f"; did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(map(repr, arguments))
+            raise ConfigError(f"{where}={value!r} must be one of {known}{mend}")
         return value
+    if origin is dict and isinstance(value, dict):
+        return typing.cast(dict[str, Any], value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = isinstance(hint, type) and isinstance(value, hint)

@@ -15,7 +15,9 @@ from tether.config_file import from_table, read_toml, set_dotted, toml_text
 from tether.errors import ConfigError
 from tether.functions import is_function, load_function
 from tether.progress import console, results
+from tether.rewards.rulebook import bind_rule, load_rule
 from tether.rundir import write_json, write_text
+from tether.sections import reward_named
 
 RUNNERS = {
     "sandbox": "tether.sandbox.stage:make_sandbox",
@@ -106,19 +108,25 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
 
 
 def check_functions(stages: list[Stage]) -> None:
-    """Load every function that a stage names, so that a wrong name is told before hours pass.
+    """Load every function and rule that a stage names, so that what is wrong is told at once.
 
     Raises:
-        ConfigError: A file, module or function does not exist.
+        ConfigError: A file, module, function or rule does not exist, or a rule's setting is wrong.
+        DataError: A file that a rule reads, and no stage makes, cannot be used.
     """
+    outs = tuple(stage.config.out for stage in stages)
     for stage in stages:
         config = stage.config
         functions = [getattr(config, name, "") for name in ("scorer", "function")]
-        rewards = [*getattr(config, "rewards", ()), *getattr(config, "scorers", ())]
+        rewards = [*getattr(config, "rewards", ())]
         rewards += [config.reward] if isinstance(config, ScoreConfig) else []
+        rewards += [reward_named(scorer.path) for scorer in getattr(config, "scorers", ())]
         functions += [reward.path for reward in rewards if is_function(reward.path)]
         for path in filter(None, functions):
             load_function(path)
+        for rule in [reward for reward in rewards if reward.is_rule]:
+            made = any(path.startswith(outs) for path in rule.paths)
+            bind_rule(rule) if made else load_rule(rule)
 
 
 def run_stage(stage: Stage) -> Path:

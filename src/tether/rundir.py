@@ -250,10 +250,10 @@ def _differences(
     there: dict[str, Any], here: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     """Settings that differ, as (dotted name, there, here). Where it runs does not count."""
-    for name in here:
+    for name in {**here, **there} if prefix else here:
         if prefix == "" and name in ("out", "compute"):
             continue
-        old, new = there.get(name), here[name]
+        old, new = there.get(name), here.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{prefix}{name}.")
         elif old != new:

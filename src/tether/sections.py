@@ -1,8 +1,9 @@
 """Sections that the settings of several stages share: compute, optimizer, sampling, KL, value."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+import tomllib
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from tether.validation import not_negative, positive, require, share
 
@@ -233,8 +234,16 @@ class StopConfig:
 class RewardConfig:
     """One reward: what it is and how its scores are used."""
 
-    path: str
+    kind: Literal["", "model", "function", "rule"] = ""
+    """What it is; "" = a rule where `rule` is set, else what `path` names"""
+    path: str = ""
     """Reward model, adapter or classifier, path/to/file.py:function or package.module:function"""
+    rule: str = ""
+    """Name of a rule, such as "length", in place of a path"""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The rule's own settings, such as {most = 40}"""
+    name: str = ""
+    """Its name in metrics (score_NAME); "" = the rule's, else its number"""
     label: str = ""
     """Of a classifier: the label, by its name, whose logit or probability is the score"""
     reads: Literal["completion", "both"] = "completion"
@@ -254,14 +263,32 @@ class RewardConfig:
     ensemble each member by its own; a classifier or a function has none, its scores stay raw"""
     clip: float = 5.0
     """Scores are cut to ± this after normalization; 0 = off"""
+    role: Literal["term", "reject", "cap"] = "term"
+    """term: added to the total; reject: below `threshold` the total falls to `floor`; cap: the
+    total may not exceed its score"""
+    threshold: float = 0.0
+    """Of a reject: the score (centred, clipped, weighted) below which a completion is rejected"""
+    floor: float = -math.inf
+    """Of a reject: total of what is rejected; -inf = the lowest total of its batch"""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Everything that its scores come from."""
-        return (self.path, *self.members)
+        """Every file, folder and function that its scores come from."""
+        files = [self.settings[each] for each in ("answers",) if each in self.settings]
+        return tuple(path for path in (self.path, *self.members, *files) if path)
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether its scores come from a rule."""
+        return self.kind == "rule" or (self.kind == "" and self.rule != "")
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.path or f"rule:{self.rule}"
 
     def __post_init__(self) -> None:
-        require(self.path != "", "reward.path", self.path, "must name a reward model or function")
+        self._check_source()
         rule = "names one label of one classifier; leave reward.members empty"
         require(not (self.label and self.members), "reward.label", self.label, rule)
         rule = 'is what a classifier reads; name its label, or set reward.reads = "completion"'
@@ -269,3 +296,50 @@ class RewardConfig:
         not_negative("reward.pessimism", self.pessimism)
         require(math.isfinite(self.weight), "reward.weight", self.weight, "must be a number")
         not_negative("reward.clip", self.clip)
+        rule = 'is for filters; leave it out, or set reward.role = "reject"'
+        for name, off in (("threshold", 0.0), ("floor", -math.inf)):
+            value = getattr(self, name)
+            require(self.role == "reject" or value == off, f"reward.{name}", value, rule)
+        finite = math.isfinite(self.threshold)
+        require(finite, "reward.threshold", self.threshold, "must be a number")
+        rule = "must be a number, or -inf for the lowest total of the batch"
+        require(self.floor < math.inf, "reward.floor", self.floor, rule)
+
+    def _check_source(self) -> None:
+        """Refuse a reward that is nothing, or several things."""
+        if self.is_rule:
+            require(self.rule != "", "reward.rule", self.rule, 'must name a rule, such as "length"')
+            for name in ("path", "label", "members"):
+                value = getattr(self, name)
+                rule = "has no place beside a rule; leave it out, or sum two rewards"
+                require(not value, f"reward.{name}", value, rule)
+            return
+        require(self.path != "", "reward.path", self.path, "must name a reward model or function")
+        rule = 'names a rule; write rule = "NAME" and settings = {…} in its place'
+        require(not self.path.startswith("rule:"), "reward.path", self.path, rule)
+        for name in ("rule", "settings"):
+            value = getattr(self, name)
+            rule = f"is for rules; leave it out beside path={self.path!r}"
+            require(not value, f"reward.{name}", value, rule)
+
+
+def reward_named(word: str, **others: Any) -> RewardConfig:
+    """The reward that the command line names in one word: a path, or a rule.
+
+    A rule is `rule:NAME`, with settings behind it as an inline TOML table:
+    `rule:length {most = 40}`.
+
+    Raises:
+        ConfigError: What stands behind the name is no TOML table.
+    """
+    if not word.startswith("rule:"):
+        return RewardConfig(path=word, **others)
+    name, brace, rest = word.removeprefix("rule:").partition("{")
+    try:
+        table = tomllib.loads(f"settings = {brace}{rest}" if brace else "")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"reward={word!r}: its settings are no TOML table ({error}); write "
+            "'rule:NAME {setting = value}'"
+        ) from None
+    return RewardConfig(rule=name.strip(), settings=table.get("settings", {}), **others)

@@ -37,6 +37,23 @@ def test_held_out_values_lie_at_their_own_steps():
     assert loss.description.endswith("from 4 to 2; held out from 3.5 to 2.75")
 
 
+def test_several_rewards_have_a_line_each():
+    rows = [
+        {"step": 1, "score": 1.0, "score_raw": 9.0, "score_citations": 0.25, "score_length": 0.5},
+        {"step": 2, "score": 2.0, "score_raw": 9.0, "score_citations": 0.75, "score_length": None},
+        {"step": 3, "score": 3.0, "score_raw": 9.0, "score_citations": 1.0, "score_length": 0.125},
+    ]
+    score, by_reward = curves(rows)
+    assert (score.title, by_reward.title) == ("Score of the reward", "Score by reward")
+    assert by_reward.header == ["step", "citations", "length"]
+    assert by_reward.rows == [["1", "0.25", "0.5"], ["2", "0.75", ""], ["3", "1", "0.125"]]
+    assert by_reward.description == (
+        "Score by reward (weighted) over steps 1 to 3: "
+        "citations from 0.25 to 1; length from 0.5 to 0.125"
+    )
+    assert len(curves([{key: row[key] for key in ("step", "score_raw")} for row in rows])) == 0
+
+
 def test_gaps_and_single_points_draw_nothing():
     assert curves([]) == []
     assert curves([{"step": 1, "loss": 1.0}]) == []

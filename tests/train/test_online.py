@@ -11,7 +11,7 @@ from tests.tiny import WORDS, save_encoder, word_tokenizer
 from tests.train import toys
 from tests.train.toys import KINDS, MODELS, SAMPLING
 from tether.core import kl
-from tether.errors import CheckError, ConfigError, ModelError
+from tether.errors import CheckError, ConfigError, DataError, ModelError
 from tether.models.language_model import load
 from tether.models.scalar_head import (
     Centering,
@@ -521,6 +521,34 @@ def test_several_rewards_are_weighted(tmp_path):
         fined = 0.5 * (1 - row["finished"])
         assert row["score"] == pytest.approx(row["score_1"] + row["score_2"] - fined, abs=1e-6)
         assert row["score_2"] < 0 <= row["score_1"]
+
+
+def test_rules_and_filters_are_logged_apart(tmp_path):
+    rewards = (
+        RewardConfig(rule="length", settings={"most": 2, "slack": 9}),
+        RewardConfig(rule="repetition", settings={"n": 1}, weight=0.5),
+        RewardConfig(
+            rule="required", settings={"phrases": ["no"]}, role="reject", threshold=0.5, floor=-3.0
+        ),
+    )
+    config = toys.ppo(tmp_path, toys.save(tmp_path), rewards=rewards, missing_eos_penalty=0.0)
+    for row in toys.metrics(train_ppo(config)):
+        assert row["score_length"] == row["score_raw"]
+        assert 0 <= row["score_length"] <= 1
+        assert -0.5 <= row["score_repetition"] <= 0
+        assert row["score_required"] == pytest.approx(1 - row["rejected_required"])
+        summed = row["score_length"] + row["score_repetition"]
+        assert row["score"] <= summed + 1e-6
+        assert row["score"] == pytest.approx(summed) or row["rejected_required"] > 0
+
+
+def test_a_prompt_without_an_answer_is_told_before_the_first_step(tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "another", "answer": 3}')
+    rule = RewardConfig(rule="answer", settings={"answers": str(tmp_path / "answers.jsonl")})
+    config = toys.ppo(tmp_path, toys.save(tmp_path), rewards=(rule,))
+    with pytest.raises(DataError, match="no answer for the prompt"):
+        train_ppo(config)
+    assert not (tmp_path / "ppo").exists()
 
 
 @pytest.mark.parametrize(

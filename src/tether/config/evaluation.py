@@ -30,7 +30,7 @@ class ScorerConfig:
     name: str
     """Name in the table"""
     path: str
-    """Reward model directory, path/to/file.py:function or package.module:function"""
+    """Reward model directory, path/to/file.py:function, package.module:function or rule:NAME"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ class OnlineConfig(TrainConfig):
     prompts: str
     """Prompts to sample completions for"""
     rewards: tuple[RewardConfig, ...] = ()
-    """Rewards, summed with their weights"""
+    """Rewards, summed with their weights, and filters that bound the sum"""
     reference: str = ""
     """Frozen model that the tether holds to; "" = the policy as it starts, "none" = no reference"""
     steps: int = 100
@@ -49,8 +49,11 @@ class OnlineConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        rule = "must name at least one reward: --reward DIR or path/to/file.py:function"
+        rule = "must name at least one reward: --reward DIR, path/to/file.py:function or rule:NAME"
         require(len(self.rewards) > 0, "rewards", self.rewards, rule)
+        roles = [reward.role for reward in self.rewards]
+        rule = 'bounds a total, but nothing is summed; leave the role of one reward at "term"'
+        require("term" in roles, "rewards.0.role", roles[0], rule)
         for name in ("steps", "epochs", "minibatches", "num"):
             positive(name, getattr(self, name))
         not_negative("missing_eos_penalty", self.missing_eos_penalty)

@@ -36,6 +36,11 @@ class ScoreConfig(StageConfig):
     reward: RewardConfig
     """The reward"""
 
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        rule = "acts on a total of several rewards; to see its scores, leave the role out"
+        require(self.reward.role == "term", "reward.role", self.reward.role, rule)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulateConfig(StageConfig):
@@ -100,6 +105,8 @@ class PrepareConfig(StageConfig):
 class SandboxConfig(StageConfig):
     """Write the sandbox world: its texts and an untrained model with its tokenizer."""
 
+    world: Literal["helper", "sources"] = "helper"
+    """"helper": the demo's questions and advice; "sources": numbered facts to cite"""
     hidden_size: int = 128
     """Width of the model"""
     num_layers: int = 3

@@ -61,7 +61,19 @@ CURVES = [
 def curves(metrics: Sequence[dict[str, Any]]) -> list[Figure]:
     """The figures that the rows of a metrics.jsonl allow."""
     drawn = [_curve(curve, metrics) for curve in CURVES]
+    drawn.insert(1, _by_reward(metrics))
     return [figure for figure in drawn if figure is not None]
+
+
+def _by_reward(metrics: Sequence[dict[str, Any]]) -> Figure | None:
+    """The mean score of each of several rewards: which of them does the policy climb?"""
+    keys = dict.fromkeys(key for row in metrics for key in row if key.startswith("score_"))
+    series = [(key[6:], _points(key, metrics)) for key in keys if key != "score_raw"]
+    found = [(name, points) for name, points in series if len(points) > 1]
+    if not found:
+        return None
+    ends = (f"{name} from {of[0][1]:.3g} to {of[-1][1]:.3g}" for name, of in found)
+    return _lines("Score by reward", "weighted", found, "; ".join(ends))
 
 
 def _curve(curve: Curve, metrics: Sequence[dict[str, Any]]) -> Figure | None:
@@ -70,19 +82,24 @@ def _curve(curve: Curve, metrics: Sequence[dict[str, Any]]) -> Figure | None:
     if len(points) < 2:
         return None
     series = [(curve.name, points)] + ([("held out", held_out)] if held_out else [])
-    first, last = points[0], points[-1]
-    description = (
-        f"{curve.title} ({curve.unit}) over steps {first[0]} to {last[0]}: "
-        f"from {first[1]:.3g} to {last[1]:.3g}"
-    )
+    ends = f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
     if held_out:
-        description += f"; held out from {held_out[0][1]:.3g} to {held_out[-1][1]:.3g}"
+        ends += f"; held out from {held_out[0][1]:.3g} to {held_out[-1][1]:.3g}"
+    return _lines(curve.title, curve.unit, series, ends)
+
+
+def _lines(
+    title: str, unit: str, series: list[tuple[str, list[tuple[int, float]]]], ends: str
+) -> Figure:
+    """Several series over the steps, and what they say in words."""
+    first, last = series[0][1][0], series[0][1][-1]
+    description = f"{title} ({unit}) over steps {first[0]} to {last[0]}: {ends}"
     traces = [_line(name, of, i) for i, (name, of) in enumerate(series)]
-    layout = _layout(x="step", y=curve.unit, legend=len(series) > 1)
+    layout = _layout(x="step", y=unit, legend=len(series) > 1)
     steps = sorted({step for _, of in series for step, _ in of})
     by_step = [dict(of) for _, of in series]
     return Figure(
-        title=curve.title,
+        title=title,
         description=description,
         plot={"data": traces, "layout": layout},
         header=["step", *(name for name, _ in series)],
@@ -107,10 +124,10 @@ def _line(name: str, points: list[tuple[int, float]], index: int) -> dict[str, A
     return {
         "type": "scatter",
         "mode": "lines" if index == 0 else "lines+markers",
-        "name": name,
+        "name": _label(name),
         "x": [step for step, _ in shown],
         "y": [value for _, value in shown],
-        "line": {"color": _COLOURS[1 + index], "width": 2},
+        "line": {"color": _COLOURS[(1 + index) % len(_COLOURS)], "width": 2},
     }
 
 

@@ -196,7 +196,8 @@ class Roles:
         """Each role a model of its own or an adapter on the policy's backbone, as in a run."""
         policy = language_model(config.model, place, trainable=True, lora=config.lora)
         reference = _reference(config, policy) if needs_reference(config) else None
-        every = [path for each in config.rewards for path in (each.path, *each.members)]
+        models = [each for each in config.rewards if not each.is_rule]
+        every = [path for each in models for path in (each.path, *each.members)]
         paths = [path for path in every if not is_function(path)]
         rewards = [
             reward_beside(policy, path, config.lora, "reward") or reward_model(path, place)

@@ -4,7 +4,7 @@ A reward gets texts, never token ids, so it may have a tokenizer of its own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -21,6 +21,7 @@ from tether.records import Text
 from tether.rewards.classifier import load_label, score_label
 from tether.rewards.ensemble import centrings, combine, disagreement, member_scores
 from tether.rewards.reward_model import score_texts
+from tether.rewards.rulebook import load_rule
 from tether.sections import ComputeConfig, RewardConfig
 
 RewardFunction = Callable[[list[Text], list[str]], list[float]]
@@ -83,7 +84,7 @@ class Reward:
 def load_reward(
     config: RewardConfig, compute: ComputeConfig, backbone: LanguageModel | None = None
 ) -> Reward:
-    """A reward model, or an ensemble; with `label` a classifier; or a function.
+    """A reward model, or an ensemble; with `label` a classifier; or a function; or a rule.
 
     A function is `path/to/file.py:function` or `package.module:function`.
 
@@ -92,9 +93,14 @@ def load_reward(
 
     Raises:
         ModelError: A directory holds no reward model, or several labels and none was named.
-        ConfigError: No such file, function or label; or settings that this reward cannot have.
+        ConfigError: No such file, function, label or rule; or settings that this reward cannot
+            have.
+        DataError: A file that a rule reads cannot be used.
     """
+    if config.is_rule:
+        return Reward(config, checked(load_rule(config), config.title))
     path = config.path
+    _check_kind(config)
     functions = [each for each in (path, *config.members) if is_function(each)]
     if functions and (config.label or config.members or config.output == "probability"):
         raise ConfigError(
@@ -117,6 +123,16 @@ def load_reward(
     return Reward(config, checked(raw, path), models[0], members)
 
 
+def _check_kind(config: RewardConfig) -> None:
+    """Refuse a model that is called a function, and a function that is called a model."""
+    found = "function" if is_function(config.path) else "model"
+    if config.kind not in ("", found):
+        raise ConfigError(
+            f"reward.kind={config.kind!r} but {config.path!r} names a {found}; leave the kind out, "
+            "or mend the path (a function is path/to/file.py:function)"
+        )
+
+
 def _load_model(path: str, compute: ComputeConfig, backbone: LanguageModel | None) -> RewardModel:
     """A reward model of its own, or an adapter on the backbone."""
     if backbone and adapters.is_adapter(path) and adapters.on(backbone.model, path):
@@ -130,6 +146,17 @@ def _one(model: RewardModel, config: RewardConfig) -> RewardFunction:
     if config.output == "logit":
         return lambda prompts, completions: score_texts(model, prompts, completions)
     return lambda p, c: torch.tensor(score_texts(model, p, c)).sigmoid().tolist()
+
+
+def check_rules(rewards: Sequence[Reward], prompts: list[Text]) -> None:
+    """Score empty completions by every rule, which tells before the first one that is sampled.
+
+    Raises:
+        DataError: A prompt lacks what a rule needs of it, such as its answer.
+    """
+    for reward in rewards:
+        if reward.config.is_rule:
+            reward.raw(prompts, [""] * len(prompts))
 
 
 def checked(function: RewardFunction, path: str) -> RewardFunction:

@@ -18,7 +18,7 @@ def score(config: ScoreConfig) -> Path:
 
     `scores` are normalized, clipped and weighted as PPO would see them.
     """
-    folder = StageFolder(config, "score", [config.data, config.reward.path, *config.reward.members])
+    folder = StageFolder(config, "score", [config.data, *config.reward.paths])
     if folder.finished:
         return folder.path
     records = read_completions(config.data)

@@ -8,10 +8,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tether.config import SandboxConfig
 from tether.models.language_model import LanguageModel, pick_device, save
 from tether.rundir import StageFolder
-from tether.sandbox.tokenizer import build_tokenizer
+from tether.sandbox import sources
+from tether.sandbox.tokenizer import SPECIAL, build_tokenizer
 from tether.sandbox.world import build, write
 
 POSITIONS = 128
+INITIAL_STD = 0.02  # of the untrained weights
 
 
 def make_sandbox(config: SandboxConfig) -> Path:
@@ -20,9 +22,14 @@ def make_sandbox(config: SandboxConfig) -> Path:
     if folder.finished:
         return folder.path
     folder.begin()
-    world = build(config.seed)
-    write(world, folder.path)
-    tokenizer = build_tokenizer()
+    if config.world == "sources":
+        documents, std = sources.write(config.seed, folder.path), sources.INITIAL_STD
+        tokenizer = build_tokenizer([*SPECIAL, *sources.vocabulary()], sources.SPLIT)
+    else:
+        world = build(config.seed)
+        write(world, folder.path)
+        documents, std = len(world.corpus), INITIAL_STD
+        tokenizer = build_tokenizer()
     ids = tokenizer.get_vocab()
     settings = LlamaConfig(
         vocab_size=len(ids),
@@ -32,6 +39,7 @@ def make_sandbox(config: SandboxConfig) -> Path:
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
         max_position_embeddings=POSITIONS,
+        initializer_range=std,
         tie_word_embeddings=True,
         pad_token_id=ids["<pad>"],
         bos_token_id=ids["<s>"],
@@ -44,4 +52,4 @@ def make_sandbox(config: SandboxConfig) -> Path:
         model, tokenizer, frozenset([ids["</s>"]]), pick_device(config.compute)
     )
     folder.write_model(lambda path: save(untrained, path, {"made_by": "tether demo"}))
-    return folder.finish(parameters=model.num_parameters(), documents=len(world.corpus))
+    return folder.finish(parameters=model.num_parameters(), documents=documents)

@@ -5,6 +5,8 @@ before it. Tokens joined give the text, and the text splits into the same tokens
 their order: a turn mark opens with a capital or a line break, a word with a space.
 """
 
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -24,11 +26,18 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *marks, *sorted({" " + word for word in words(texts)})]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer: `<s>` opens every text, `</s>` is left to who writes the end."""
-    ids = {token: i for i, token in enumerate(vocabulary())}
+def build_tokenizer(
+    tokens: Sequence[str] | None = None, split: str = SPLIT
+) -> PreTrainedTokenizerFast:
+    """The tokenizer: `<s>` opens every text, `</s>` is left to who writes the end.
+
+    Args:
+        tokens: Every token, special ones first; None = the sandbox's.
+        split: Regular expression of what a text is split into.
+    """
+    ids = {token: i for i, token in enumerate(tokens or vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ids["<s>"])]

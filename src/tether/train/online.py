@@ -31,6 +31,7 @@ from tether.models.checkpoint import load_checkpoint, save_checkpoint
 from tether.models.language_model import save
 from tether.progress import Steps, console
 from tether.records import Text
+from tether.rewards.load import check_rules
 from tether.rundir import StageFolder
 from tether.train import loop
 from tether.train.aim import aim, rollout_metrics, target_metrics
@@ -150,6 +151,7 @@ def _train(config: OnlineConfig, kind: str) -> Path:
         return folder.path
     prompts = [record.prompt for record in read_prompts(config.prompts)]
     roles = load_roles(config)
+    check_rules(roles.rewards, prompts)
     ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in prompts]
     check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
     texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
@@ -184,7 +186,9 @@ def _loop(run: Run) -> dict[str, Any]:
             if row.get("sampler_trusted") == 0.0 and not told:
                 console.print("the sampler's log-probs are far off: the trainer's serve as π_old")
                 told = True
-            progress.advance(reward=row["score"], KL=row["kl"], length=row["length"])
+            terms = {name: row[name] for name in row if name.startswith("score_")}
+            terms.pop("score_raw")
+            progress.advance(reward=row["score"], KL=row["kl"], length=row["length"], **terms)
             # No checkpoint where the run stops: a run resumed from there would go on.
             if stopped := stop_reason(config, row):
                 console.print(f"stopped after step {step + 1}: {stopped}")

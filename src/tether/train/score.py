@@ -12,6 +12,7 @@ from tether.errors import CheckError
 from tether.models.language_model import LanguageModel, completion_logprobs
 from tether.models.place import at_work
 from tether.models.scalar_head import ScalarModel
+from tether.rewards import filters
 from tether.rewards.load import Reward
 
 MEAN_GAP_LIMIT = 0.005  # nats a token; above either, the sampler's log-probs are not used
@@ -33,8 +34,8 @@ def score(
 ) -> tuple[Scored, dict[str, float]]:
     """Score a rollout: reference log-probs, values, rewards, and π_old.
 
-    The score of a completion is Σ weight · normalized reward, lowered by `missing_eos_penalty`
-    where it was cut at the length limit.
+    The score of a completion is Σ weight · normalized reward, bounded by the filters, lowered by
+    `missing_eos_penalty` where it was cut at the length limit.
 
     Args:
         rollout: Completions with the sampler's log-probs.
@@ -91,21 +92,20 @@ def score(
 def score_texts(
     rollout: Rollout, rewards: list[Reward]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], dict[str, float]]:
-    """Raw score of the first reward, sum of all normalized ones, and the mean of each.
+    """Raw score of the first reward, total of all normalized ones, and the mean of each.
 
     Of an ensemble also how much its members disagree, in normalized units: where that rises, the
     policy has left what the rewards were trained on.
     """
     judged = [reward.judge(rollout.prompts, rollout.completions) for reward in rewards]
+    configs = [reward.config for reward in rewards]
     parts = torch.tensor([each.scores for each in judged])
     raw = torch.tensor(judged[0].raw)
-    metrics = {"score_raw": float(raw.mean())}
-    if len(rewards) > 1:
-        metrics |= {f"score_{i + 1}": mean for i, mean in enumerate(parts.mean(1).tolist())}
+    metrics = {"score_raw": float(raw.mean()), **filters.metrics(parts, configs)}
     known = [each.disagreement for each in judged if each.disagreement is not None]
     if known:
         metrics["disagreement"] = max(known)
-    return raw, parts.sum(0), metrics
+    return raw, filters.total(parts, configs), metrics
 
 
 def by_buckets(
