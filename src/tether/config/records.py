@@ -100,6 +100,8 @@ class PrepareConfig(StageConfig):
 class SandboxConfig(StageConfig):
     """Write the sandbox world: its texts and an untrained model with its tokenizer."""
 
+    variant: Literal["", "critic"] = ""
+    """"critic": texts that also criticize, revise and compare, for the constitutional recipe"""
     hidden_size: int = 128
     """Width of the model"""
     num_layers: int = 3

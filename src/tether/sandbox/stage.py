@@ -8,10 +8,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tether.config import SandboxConfig
 from tether.models.language_model import LanguageModel, pick_device, save
 from tether.rundir import StageFolder
-from tether.sandbox.tokenizer import build_tokenizer
+from tether.sandbox import critic
+from tether.sandbox.tokenizer import build_tokenizer, vocabulary
 from tether.sandbox.world import build, write
 
 POSITIONS = 128
+CRITIC_POSITIONS = 320  # a question holds two completions, a transcript a critique as well
 
 
 def make_sandbox(config: SandboxConfig) -> Path:
@@ -20,9 +22,14 @@ def make_sandbox(config: SandboxConfig) -> Path:
     if folder.finished:
         return folder.path
     folder.begin()
-    world = build(config.seed)
-    write(world, folder.path)
-    tokenizer = build_tokenizer()
+    if config.variant == "critic":
+        world, positions = critic.build(config.seed), CRITIC_POSITIONS
+        critic.write(world, folder.path)
+        tokenizer = build_tokenizer(vocabulary(critic.sentences(), critic.MARKS))
+    else:
+        world, positions = build(config.seed), POSITIONS
+        write(world, folder.path)
+        tokenizer = build_tokenizer()
     ids = tokenizer.get_vocab()
     settings = LlamaConfig(
         vocab_size=len(ids),
@@ -31,7 +38,7 @@ def make_sandbox(config: SandboxConfig) -> Path:
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         pad_token_id=ids["<pad>"],
         bos_token_id=ids["<s>"],

@@ -5,6 +5,8 @@ before it. Tokens joined give the text, and the text splits into the same tokens
 their order: a turn mark opens with a capital or a line break, a word with a space.
 """
 
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -15,18 +17,24 @@ SPLIT = r"\n?[A-Z][a-z]*:| ?[a-z]+|[^a-zA-Z]"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
-def vocabulary() -> list[str]:
-    """Every token of the sandbox, special tokens first; a token's place is its id."""
+def vocabulary(sentences: Sequence[str] = (), marks: Sequence[str] = ()) -> list[str]:
+    """Every token of the sandbox, special tokens first; a token's place is its id.
+
+    `sentences` and `marks` are those of a variant that says more.
+    """
     topics = [text for topic in TEXTS.topics for text in (topic.phrase, *topic.steps)]
     frames = [sentence for frame in TEXTS.frames for sentence in frame]
-    texts = [*TEXTS.forms, *TEXTS.endings, *frames, *TEXTS.sentences, *topics]
-    marks = ["Person:", "\nPerson:", "\nHelper:", ",", ".", "?", ":"]
-    return [*SPECIAL, *marks, *sorted({" " + word for word in words(texts)})]
+    texts = [*TEXTS.forms, *TEXTS.endings, *frames, *TEXTS.sentences, *topics, *sentences]
+    turns = ["Person:", "\nPerson:", "\nHelper:", ",", ".", "?", ":"]
+    return [*SPECIAL, *turns, *marks, *sorted({" " + word for word in words(texts)})]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer: `<s>` opens every text, `</s>` is left to who writes the end."""
-    ids = {token: i for i, token in enumerate(vocabulary())}
+def build_tokenizer(tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer: `<s>` opens every text, `</s>` is left to who writes the end.
+
+    Its tokens are `vocabulary()` where none are given.
+    """
+    ids = {token: i for i, token in enumerate(tokens or vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
