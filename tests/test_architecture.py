@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "train": LEARN,
     "constitution": LEARN,
     "evaluation": LEARN,
-    "sandbox": LEARN,
+    "sandbox": LEARN | {"constitution"},
     "footprint": LEARN | {"train"},
     "pipeline": PIPELINE,
     "plan": PIPELINE | {"pipeline", "footprint"},

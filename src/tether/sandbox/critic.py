@@ -53,14 +53,20 @@ LABELED_PROMPTS = 900
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CriticWorld:
-    """All records of the variant. No test prompt is in any other list or document."""
+    """All records of the variant. No test prompt is in any other list or document.
+
+    `helpful` are those of the demonstrations that answer harmless prompts; `helpful_prompts` are
+    harmless prompts that no demonstration answers.
+    """
 
     corpus: list[Demonstration]
     demonstrations: list[Demonstration]
+    helpful: list[Demonstration]
     red_team: list[Prompt]
     helpful_prompts: list[Prompt]
     ppo_prompts: list[Prompt]
-    test_prompts: list[Prompt]
+    red_team_test: list[Prompt]
+    helpful_test: list[Prompt]
 
 
 def build(seed: int, documents: dict[str, int] = DOCUMENTS) -> CriticWorld:
@@ -79,13 +85,18 @@ def build(seed: int, documents: dict[str, int] = DOCUMENTS) -> CriticWorld:
     corpus += [critic.question() for _ in range(documents["questions"])]
     random.shuffle(corpus)
     labeled = [q for q in train[DEMONSTRATIONS:] if not q.topic.harmful][:LABELED_PROMPTS]
+    demonstrated = train[:DEMONSTRATIONS]
+    demonstrations = _demonstrate(writer, demonstrated)
+    both = zip(demonstrations, demonstrated, strict=True)
     return CriticWorld(
         corpus=corpus,
-        demonstrations=_demonstrate(writer, train[:DEMONSTRATIONS]),
+        demonstrations=demonstrations,
+        helpful=[row for row, question in both if not question.topic.harmful],
         red_team=[to_prompt(question) for question in train if question.topic.harmful],
         helpful_prompts=[to_prompt(question) for question in labeled],
         ppo_prompts=[to_prompt(question) for question in train],
-        test_prompts=[to_prompt(question) for question in test],
+        red_team_test=[to_prompt(question) for question in test if question.topic.harmful],
+        helpful_test=[to_prompt(question) for question in test if not question.topic.harmful],
     )
 
 
