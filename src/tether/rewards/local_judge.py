@@ -182,8 +182,8 @@ class LocalJudge:
                 f"the question {shown(asked.question)} has {len(one)} tokens; the judge has "
                 f"{limit} positions: leave out such completions, or take another judge"
             )
-        same = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
-        if not len(one) == len(two) == same + 1:
+        same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), -1)
+        if same < 1 or not len(one) == len(two) == same + 1:
             raise ModelError(
                 f"the tokenizer of {tokenizer.name_or_path!r} does not write the answers "
                 f"{answers[0]!r} and {answers[1]!r} as one token each; choose others in the "
