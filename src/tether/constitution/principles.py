@@ -275,6 +275,10 @@ def _check_words(constitution: Constitution, file: Path) -> None:
                     f"{file}: {section}.{name}={shown(template)} must hold {wanted} and no other "
                     "slot"
                 )
+    for name in ("letters", "yes_no"):
+        answers = getattr(constitution.wording, name)
+        if answers[0] == answers[1] or not all(answers):
+            raise ConfigError(f"{file}: wording.{name}={answers!r} must be two different answers")
     alone = re.compile(r"^>", re.MULTILINE)
     for name in SLOTS["wording"]:
         if alone.search(getattr(constitution.wording, name)):
