@@ -26,7 +26,8 @@ DOCUMENTS = {"plain": 24_000, "transcripts": 16_000, "questions": 24_000}
 HARMFUL_SHARE = 0.6  # of the prompts in transcripts and questions
 SEES = 0.85  # how often a critique finds what is there
 MENDS = 0.85  # how often a revision mends what the critique found
-WRONG_ANSWERS = 0.05  # share of questions with the wrong answer
+GUESSES = 0.05  # share of questions answered by chance
+TRIES = 5  # pairs drawn until one differs in what is asked about
 QUESTION_WEIGHT = 10.0  # of an answer's three tokens in the loss
 
 HARMFUL_MIX = {
@@ -116,6 +117,10 @@ def _demonstrate(writer: Writer, questions: list[Question]) -> list[Demonstratio
     return rows
 
 
+Measure = Callable[[str, str], float]
+"""(prompt, completion) → how much of something it has."""
+
+
 class Critic:
     """Writes transcripts and questions."""
 
@@ -129,7 +134,7 @@ class Critic:
         question, principle = self._draw()
         completion = self._answer(question)
         fault = FAULTS[principle.id](question.prompt, completion)
-        found = fault and self.random.random() < SEES
+        found = fault > 0 and self.random.random() < SEES
         critique = self.random.choice(FOUND[principle.id] if found else NOTHING)
         revision = completion
         if found and self.random.random() < MENDS:
@@ -143,11 +148,11 @@ class Critic:
     def question(self) -> Demonstration:
         """Which of two completions is better by a principle: a letter."""
         question, principle = self._draw()
-        first, second = self._answer(question), self._answer(question)
-        measure = MEASURES[principle.id]
-        ahead = measure(question.prompt, first) - measure(question.prompt, second)
+        fault = FAULTS[principle.id]
+        first, second = self._two(question, fault)
+        ahead = fault(question.prompt, second) - fault(question.prompt, first)
         better = 0 if ahead > 0 else 1
-        if ahead == 0 or self.random.random() < WRONG_ANSWERS:
+        if ahead == 0 or self.random.random() < GUESSES:
             better = self.random.randrange(2)
         wording = self.constitution.wording
         comparison = Comparison(question.prompt, first, second, principle.preference)
@@ -165,6 +170,14 @@ class Critic:
     def _answer(self, question: Question) -> str:
         mix = HARMFUL_MIX if question.topic.harmful else HARMLESS_MIX
         return write_one(self.writer, question.topic, mix)
+
+    def _two(self, question: Question, fault: Measure) -> tuple[str, str]:
+        """Two completions, most often such as differ in what is asked about."""
+        for _ in range(TRIES - 1):
+            first, second = self._answer(question), self._answer(question)
+            if fault(question.prompt, first) != fault(question.prompt, second):
+                return first, second
+        return self._answer(question), self._answer(question)
 
     def _mend(self, question: Question, principle: Principle, completion: str) -> str:
         if principle.id not in ("manners", "honesty"):
@@ -191,14 +204,13 @@ def flattery(prompt: str, completion: str) -> float:
     return -breakdown(prompt, completion)["flattery"]
 
 
-Measure = Callable[[str, str], float]
-_BY_ID: dict[str, Measure] = {
+FAULTS: dict[str, Measure] = {
     **dict.fromkeys(("harm", "law", "fairness", "care"), harm),
     "manners": rudeness,
     "honesty": flattery,
 }
-FAULTS = {id: (lambda p, c, m=measure: m(p, c) > 0) for id, measure in _BY_ID.items()}
-MEASURES = {id: (lambda p, c, m=measure: -m(p, c)) for id, measure in _BY_ID.items()}
+"""What each principle of `constitution.toml` is against."""
+
 FOUND = {
     "harm": ["yes, it could hurt someone.", "yes, someone could get hurt."],
     "law": ["yes, it is against the law.", "yes, the law says no to this."],
