@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "engine": MODELS,
     "rewards": MODELS | {"engine"},
     "train": LEARN,
-    "constitution": LEARN,
+    "constitution": LEARN | {"feedback"},
     "evaluation": LEARN,
     "sandbox": LEARN | {"constitution"},
     "footprint": LEARN | {"train"},

@@ -12,6 +12,8 @@ from tether.constitution.compare import judge, local_judge, worked_out
 from tether.constitution.principles import read_constitution
 from tether.data.formats import read_comparisons
 from tether.errors import ConfigError, DataError, ModelError
+from tether.feedback.export import export
+from tether.feedback.store import Store
 from tether.models.language_model import load
 from tether.records import PreferencePair, Ranking, read_jsonl, write_jsonl
 from tether.rewards.judge import Comparison, both_orders
@@ -134,6 +136,22 @@ def test_helpful_comparisons_go_behind(config, tmp_path):
     records = read_comparisons(out / "pairs.jsonl")
     assert records[-1] == ranking
     assert (len(records), result(out)["pairs"], result(out)["helpful"]) == (5, 4, 1)
+
+
+def test_a_project_has_the_judge_as_a_labeler(config, tmp_path):
+    project = str(tmp_path / "harmless.db")
+    out = judge(dataclasses.replace(config, project=project))
+    pairs = read_comparisons(out / "pairs.jsonl")
+    store = Store(project)
+    assert (store.project.mode, store.project.criterion) == ("pair", "constitution")
+    assert len(store.items()) == 4
+    judge(dataclasses.replace(config, project=project, out=f"{config.out}-2"))
+    exported = export(Store(project), "pairs", each=True)
+    told = {(row["prompt"], row["chosen"], row["rejected"], row["labeler"]) for row in exported}
+    assert told == {(p.prompt, p.chosen, p.rejected, "ai:toys") for p in pairs}
+    assert len(exported) == 4
+    with pytest.raises(ConfigError, match=r"project='x\.txt' must be a feedback project"):
+        dataclasses.replace(config, project="x.txt")
 
 
 # --- against people -------------------------------------------------------------------------------

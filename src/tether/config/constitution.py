@@ -68,6 +68,8 @@ class JudgeConfig(StageConfig):
     """Pairs or rankings by people, of the same completions, to measure the judge against"""
     helpful: str = ""
     """Pairs or rankings by people, for helpfulness, that are written behind the judge's pairs"""
+    project: str = ""
+    """Feedback project NAME.db that the judge's pairs are added to, as those of a labeler"""
     block: int = 1024
     """Pairs judged together, and kept when the stage is interrupted"""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=128))
@@ -80,6 +82,8 @@ class JudgeConfig(StageConfig):
             0 <= self.abstain < 0.5, "abstain", self.abstain, "must be at least 0 and below 0.5"
         )
         require(0 < self.clamp <= 0.5, "clamp", self.clamp, "must be above 0 and at most 0.5")
+        rule = "must be a feedback project, a file name that ends in .db"
+        require(self.project == "" or self.project.endswith(".db"), "project", self.project, rule)
         rule = "would leave out every pair that reasoning has clamped; raise clamp or lower abstain"
         useful = not self.reasoning or self.abstain < self.clamp
         require(useful, "abstain", self.abstain, rule)

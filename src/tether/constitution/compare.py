@@ -17,6 +17,7 @@ from tether.constitution.blocks import in_blocks
 from tether.constitution.principles import Constitution, read_constitution
 from tether.data.formats import read_comparisons, read_completions
 from tether.errors import DataError
+from tether.feedback.prepare import ImportConfig, import_feedback
 from tether.models.language_model import load
 from tether.progress import Steps, console
 from tether.records import (
@@ -44,9 +45,10 @@ class Pair(NamedTuple):
 def judge(config: JudgeConfig) -> Path:
     """Judge pairs of completions and write preference pairs into `config.out`.
 
-    Writes `judgments.jsonl`, every pair with its principle and what the judge said, and
-    `pairs.jsonl`, the preference pairs with their probability. `result.json` says how often the
-    order decided and, where people have judged too, how well the judge agrees with them.
+    Writes `judgments.jsonl`, every pair with its principle and what the judge said;
+    `ai_pairs.jsonl`, the preference pairs with their probability; and `pairs.jsonl`, these and the
+    helpful comparisons behind them. `result.json` says how often the order decided and, where
+    people have judged too, how well the judge agrees with them.
 
     Raises:
         ConfigError: The constitution has no preference question.
@@ -79,10 +81,23 @@ def judge(config: JudgeConfig) -> Path:
             "another judge"
         )
     write_jsonl(folder.path / "judgments.jsonl", ({**row, **hashes} for row in rows))
+    write_jsonl(folder.path / "ai_pairs.jsonl", map(to_dict, chosen))
     write_jsonl(folder.path / "pairs.jsonl", map(to_dict, [*chosen, *helpful]))
+    if config.project:
+        add_to_project(config.project, folder.path / "ai_pairs.jsonl", constitution.name)
     found = report(rows, labels)
     tell(found, len(chosen))
     return folder.finish(pairs=len(chosen), helpful=len(helpful), **found.facts(), **hashes)
+
+
+def add_to_project(project: str, pairs: Path, criterion: str) -> None:
+    """Add pairs to a feedback project, in which the judge is a labeler among the others.
+
+    One that does not exist is made, of pairs. A judgment that is there already is not added again.
+    """
+    new: dict[str, Any] = {"mode": "pair", "criterion": criterion}
+    settings = {} if Path(project).exists() else new
+    import_feedback(ImportConfig(path=project, data=(str(pairs),), labels="records", **settings))
 
 
 def local_judge(config: JudgeConfig, constitution: Constitution) -> LocalJudge:
