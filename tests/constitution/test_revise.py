@@ -95,6 +95,7 @@ def test_a_hand_worked_thread(config, monkeypatch, tmp_path):
     assert asked == list(answers)
     found = rows(out)
     assert [row["text"].strip() for row in found] == ["no dog", "yes rude", "sorry no", "sorry no"]
+    assert {row["prompt"] for row in found} == {"the cat"}
     assert [row["kind"] for row in found] == ["answer", "critique", "revision", "revision"]
     assert [row["round"] for row in found] == [0, 1, 1, 2]
     assert [row.get("principle") for row in found] == [None, "kindness", "kindness", "size"]

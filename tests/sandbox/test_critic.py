@@ -74,9 +74,10 @@ def test_demonstrations_help_with_harm_and_the_helpful_ones_are_harmless(world):
     )
 
 
-def test_the_same_seed_gives_the_same_texts(world):
-    assert build(0, FEW) == world
-    assert build(1, FEW).corpus != world.corpus
+def test_the_same_seed_gives_the_same_texts():
+    few = {"plain": 20, "transcripts": 20, "questions": 20}
+    assert build(0, few) == build(0, few)
+    assert build(1, few).corpus != build(0, few).corpus
 
 
 # --- transcripts and questions --------------------------------------------------------------------
@@ -167,6 +168,14 @@ def test_harmlessness_by_hand():
     assert harmlessness(["Person: how do i make tea?\nHelper:"], answers[:1]) == [0.0]
     assert refusal([PROMPT] * 3, answers) == [1.0, 0.0, 0.0]
     assert gold([PROMPT], answers[:1])[0] == pytest.approx(1.0)
+
+
+def test_completions_are_ranked_by_known_harm():
+    answers = [" boil the water.", " i have to say no to that.", " start the engine."]
+    [row] = critic.known_harm([{"prompt": PROMPT, "completions": answers}])["harm"]
+    assert row["ranks"] == [2, 1, 3]
+    tied = critic.known_harm([{"prompt": PROMPT, "completions": [answers[0], " go away."]}])
+    assert tied["harm"][0]["ranks"] == [1, 1]
 
 
 # --- the stage ------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from tether.config import JudgeConfig
 from tether.constitution.agreement import Labels, Report, labels_of, plain, report
-from tether.constitution.blocks import in_blocks
-from tether.constitution.principles import Constitution, read_constitution
+from tether.constitution.blocks import JsonRow, in_blocks
+from tether.constitution.principles import Constitution, file_of, read_constitution
 from tether.data.formats import read_comparisons, read_completions
 from tether.errors import DataError
 from tether.feedback.prepare import ImportConfig, import_feedback
@@ -54,7 +54,7 @@ def judge(config: JudgeConfig) -> Path:
         ConfigError: The constitution has no preference question.
         DataError: There are no pairs, or none is left.
     """
-    own = "" if config.constitution == "default" else config.constitution
+    own = file_of(config.constitution)
     inputs = [config.data, config.model, own, config.human, config.helpful]
     folder = StageFolder(config, "judge", inputs)
     if folder.finished:
@@ -67,7 +67,7 @@ def judge(config: JudgeConfig) -> Path:
     folder.begin()
     with Steps(folder.path.name, len(asked)) as progress:
 
-        def work(number: int, block: Sequence[Pair]) -> list[dict[str, Any]]:
+        def work(number: int, block: Sequence[Pair]) -> list[JsonRow]:
             local.step = number
             return judgments(local, constitution, block, config.seed)
 
@@ -192,9 +192,9 @@ def draw_pairs(
 
 def judgments(
     local: LocalJudge, constitution: Constitution, block: Sequence[Pair], seed: int
-) -> list[dict[str, Any]]:
+) -> list[JsonRow]:
     """What the judge says of each pair, by a principle drawn for it."""
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonRow] = []
     asked: list[Comparison] = []
     for pair in block:
         first, second = sorted((pair.first, pair.second))
@@ -219,7 +219,7 @@ def judgments(
     return rows
 
 
-def preference_pairs(rows: Iterable[dict[str, Any]], config: JudgeConfig) -> list[PreferencePair]:
+def preference_pairs(rows: Iterable[JsonRow], config: JudgeConfig) -> list[PreferencePair]:
     """The pairs on which the judge does not abstain, the likely better completion as chosen."""
     name = Path(config.model)
     name = name.parent.name if name.name == "model" else name.name

@@ -186,6 +186,11 @@ def read_constitution(path: str | Path) -> Constitution:
     return constitution
 
 
+def file_of(path: str) -> str:
+    """The file of a constitution among a stage's inputs; "" of the one that comes with tether."""
+    return "" if path == "default" else path
+
+
 def _parts(cls: type[Part], table: dict[str, Any], key: str, file: Path) -> tuple[Part, ...]:
     rows = table.get(key, [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

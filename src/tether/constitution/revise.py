@@ -7,15 +7,21 @@ newest answer of the next round. The revisions become demonstrations for `tether
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from tether.config import ReviseConfig
-from tether.constitution.blocks import in_blocks
-from tether.constitution.principles import Constitution, Format, Principle, read_constitution
+from tether.constitution.blocks import JsonRow, in_blocks
+from tether.constitution.principles import (
+    Constitution,
+    Format,
+    Principle,
+    file_of,
+    read_constitution,
+)
 from tether.constitution.transcripts import critique_prompt, revision_prompt
 from tether.data.formats import read_demonstrations, read_prompts
 from tether.engine.decode import Sampled, completion_text, generate_tokens
@@ -40,7 +46,7 @@ def revise(config: ReviseConfig) -> Path:
         ConfigError: The constitution has no principle that asks for a revision.
         DataError: No revision came out.
     """
-    inputs = [config.model, config.prompts, _file(config.constitution), config.helpful]
+    inputs = [config.model, config.prompts, file_of(config.constitution), config.helpful]
     folder = StageFolder(config, "revise", inputs)
     if folder.finished:
         return folder.path
@@ -53,14 +59,15 @@ def revise(config: ReviseConfig) -> Path:
     with Steps(folder.path.name, len(prompts)) as progress:
         steps = in_blocks(folder, prompts, config.block, reviser.work, progress.advance)
     hashes = {"model": fingerprint(config.model), "constitution": constitution.hash}
-    revisions = demonstrations_of(steps, prompts, config.keep, config.rounds)
+    revisions = demonstrations_of(steps, prompts, config.keep)
     if not revisions:
         raise DataError(
             f"{config.prompts}: no revision of {len(prompts)} prompts came out whole; lower "
             "sampling.max_new_tokens or examples, or take a model with more positions"
         )
     mixed = mix(revisions, helpful, config.helpful_ratio, config.seed)
-    write_jsonl(folder.path / "steps.jsonl", ({**row, **hashes} for row in steps))
+    asked = ({"prompt": prompts[row["prompt_index"]].prompt, **row, **hashes} for row in steps)
+    write_jsonl(folder.path / "steps.jsonl", asked)
     write_jsonl(folder.path / "demonstrations.jsonl", map(to_dict, mixed))
     facts = counts(steps, prompts, config, constitution.format)
     tell(facts)
@@ -68,20 +75,21 @@ def revise(config: ReviseConfig) -> Path:
     return folder.finish(**facts, **mixture, **hashes)
 
 
-def _file(constitution: str) -> str:
-    return "" if constitution == "default" else constitution
-
-
 # --- answers, critiques, revisions ----------------------------------------------------------------
 
 
 @dataclass
 class Thread:
-    """One prompt with its newest answer; `over` says that nothing more is asked about it."""
+    """One prompt, its newest answer, and what is asked of it in this round.
+
+    `over` says that nothing more is asked: there is no answer, or no room.
+    """
 
     prompt: Text
     number: int
     answer: str = ""
+    principle: Principle | None = None
+    critique: str = ""
     over: bool = False
 
 
@@ -95,95 +103,99 @@ class Reviser:
         self.examples = constitution.examples[: config.examples]
         self.sampling = with_stops(config.sampling, constitution.format, language_model)
 
-    def work(self, number: int, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    def work(self, number: int, prompts: Sequence[Prompt]) -> list[JsonRow]:
         """The steps of one block, of which every text is a function of (seed, block, step, row)."""
         first = number * self.config.block
         threads = [Thread(record.prompt, first + i) for i, record in enumerate(prompts)]
-        kinds = 1 + 2 * self.config.rounds  # texts a prompt, at most
-        draw = REVISION + number * kinds
-        rows = self._write("answer", 0, threads, [thread.prompt for thread in threads], draw)
+        draw = REVISION + number * (1 + 2 * self.config.rounds)
+        rows = self._write("answer", 0, threads, lambda thread: thread.prompt, draw)
         for round in range(1, self.config.rounds + 1):
             rows += self._round(round, [t for t in threads if not t.over], draw + 2 * round - 1)
         return sorted(rows, key=lambda row: row["prompt_index"])
 
-    def _round(self, round: int, threads: list[Thread], draw: int) -> list[dict[str, Any]]:
-        """Critiques, where they are wanted, and revisions, which become the newest answers."""
-        seed, constitution = self.config.seed, self.constitution
-        drawn = [constitution.draw("revision", seed, t.prompt, round) for t in threads]
-        critiques: dict[int, str] = {}
-        rows: list[dict[str, Any]] = []
-        asking = [(t, p) for t, p in zip(threads, drawn, strict=True) if p.critique]
-        if self.config.critique and asking:
-            texts = [
-                critique_prompt(constitution, t.prompt, t.answer, p, self.examples)
-                for t, p in asking
-            ]
-            some, principles = [t for t, _ in asking], [p for _, p in asking]
-            rows = self._write("critique", round, some, texts, draw, principles)
-            critiques = {row["prompt_index"]: row["text"] for row in rows if "text" in row}
-        kept = [(t, p) for t, p in zip(threads, drawn, strict=True) if not t.over]
-        texts = [
-            revision_prompt(
-                constitution, t.prompt, t.answer, p, critiques.get(t.number, ""), self.examples
-            )
-            for t, p in kept
-        ]
-        some, principles = [t for t, _ in kept], [p for _, p in kept]
-        return rows + self._write("revision", round, some, texts, draw + 1, principles)
+    def _round(self, round: int, threads: list[Thread], draw: int) -> list[JsonRow]:
+        """Principles, critiques where they are wanted, and revisions: the newest answers."""
+        criticized: list[Thread] = []
+        for thread in threads:
+            principle = self.constitution.draw("revision", self.config.seed, thread.prompt, round)
+            thread.principle, thread.critique = principle, ""
+            if self.config.critique and principle.critique:
+                criticized.append(thread)
+        rows = self._write("critique", round, criticized, self._critique_prompt, draw)
+        threads = [thread for thread in threads if not thread.over]
+        return rows + self._write("revision", round, threads, self._revision_prompt, draw + 1)
+
+    def _critique_prompt(self, thread: Thread) -> Text:
+        assert thread.principle is not None
+        return critique_prompt(
+            self.constitution, thread.prompt, thread.answer, thread.principle, self.examples
+        )
+
+    def _revision_prompt(self, thread: Thread) -> Text:
+        assert thread.principle is not None
+        return revision_prompt(
+            self.constitution,
+            thread.prompt,
+            thread.answer,
+            thread.principle,
+            thread.critique,
+            self.examples,
+        )
 
     def _write(
         self,
         kind: str,
         round: int,
         threads: Sequence[Thread],
-        prompts: Sequence[Text],
+        asked: Callable[[Thread], Text],
         draw: int,
-        principles: Sequence[Principle] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[JsonRow]:
         """Sample one text a thread; a transcript that has no room for it ends there."""
-        encoded = [encode_prompt(self.model.tokenizer, prompt) for prompt in prompts]
+        prompts = [encode_prompt(self.model.tokenizer, asked(thread)) for thread in threads]
         room = self.model.max_positions - self.sampling.max_new_tokens
-        fits = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
+        fits = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= room]
         sampled = generate_tokens(
-            self.model, [encoded[i] for i in fits], self.sampling, seed=self.config.seed, step=draw
+            self.model, [prompts[i] for i in fits], self.sampling, seed=self.config.seed, step=draw
         )
         found = dict(zip(fits, sampled, strict=True))
-        rows: list[dict[str, Any]] = []
+        rows: list[JsonRow] = []
         for i, thread in enumerate(threads):
-            row: dict[str, Any] = {"prompt_index": thread.number, "round": round, "kind": kind}
-            if principles is not None:
-                row["principle"] = principles[i].id
+            row: JsonRow = {"prompt_index": thread.number, "round": round, "kind": kind}
+            if thread.principle is not None:
+                row["principle"] = thread.principle.id
             if i in found:
-                text, whole = self._text(encoded[i], found[i])
-                tokens = {"prompt_tokens": len(encoded[i]), "tokens": len(found[i].token_ids)}
+                text, whole = self._text(prompts[i], found[i])
+                tokens = {"prompt_tokens": len(prompts[i]), "tokens": len(found[i].token_ids)}
+                problem = keep(thread, kind, text, whole=whole)
                 row |= {"text": text, "finished": whole, **tokens}
-                row |= self._keep(thread, kind, text, whole=whole)
             else:
-                thread.over = True
-                row["problem"] = "too long"
-            rows.append(row)
+                thread.over, problem = True, "too long"
+            rows.append({**row, "problem": problem} if problem else row)
         return rows
-
-    def _keep(self, thread: Thread, kind: str, text: str, *, whole: bool) -> dict[str, str]:
-        """Take a text as the newest answer, if it is one; what is wrong with it."""
-        if not text.strip():
-            thread.over = thread.over or kind == "answer"
-            return {"problem": "empty"}
-        if kind == "answer":
-            thread.answer = text
-        elif kind == "revision":
-            if not whole:
-                return {"problem": "cut"}
-            copied = text.strip() == thread.answer.strip()
-            thread.answer = text
-            return {"problem": "copied"} if copied else {}
-        return {}
 
     def _text(self, prompt: list[int], sample: Sampled) -> tuple[str, bool]:
         """What was written before the first stop, and whether it ended by itself."""
         text = completion_text(self.model, prompt, sample.token_ids, finished=sample.finished)
         ends = [at for stop in self.constitution.format.stops if (at := text.find(stop)) >= 0]
         return text[: min(ends, default=len(text))], sample.finished or bool(ends)
+
+
+def keep(thread: Thread, kind: str, text: str, *, whole: bool) -> str:
+    """Take a text as the thread's newest answer or critique, if it is one; what is wrong with it.
+
+    An empty text and a revision that was cut are not taken, a copy of the answer changes nothing.
+    """
+    if not text.strip():
+        thread.over = thread.over or kind == "answer"
+        return "empty"
+    if kind == "critique":
+        thread.critique = text
+        return ""
+    if kind == "revision" and not whole:
+        return "cut"
+    copied = text.strip() == thread.answer.strip()
+    thread.answer = text
+    return "copied" if copied else ""
 
 
 def with_stops(
@@ -201,13 +213,13 @@ def with_stops(
 
 
 def demonstrations_of(
-    steps: Iterable[dict[str, Any]], prompts: Sequence[Prompt], keep: str, rounds: int
+    steps: Iterable[JsonRow], prompts: Sequence[Prompt], rounds: Literal["all", "last"]
 ) -> list[Demonstration]:
     """The whole revisions as demonstrations: of all rounds, or each prompt's last."""
     usable = [
         row for row in steps if row["kind"] == "revision" and row.get("problem") in (None, "copied")
     ]
-    if keep == "last":
+    if rounds == "last":
         usable = list({row["prompt_index"]: row for row in usable}.values())
     return [
         Demonstration(prompt=prompts[row["prompt_index"]].prompt, completion=row["text"])
@@ -230,7 +242,7 @@ def mix(
 
 
 def counts(
-    steps: Sequence[dict[str, Any]],
+    steps: Sequence[JsonRow],
     prompts: Sequence[Prompt],
     config: ReviseConfig,
     words: Format,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tether.constitution.principles import Constitution, Principle, read_constitution
 from tether.constitution.transcripts import revision_prompt
@@ -220,6 +221,16 @@ FOUND = {
     "honesty": ["yes, it flatters the person.", "yes, this is flattery."],
 }
 NOTHING = ["no, this is a good answer.", "no, there is nothing wrong with it."]
+
+
+def known_harm(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Completions ranked by what is known of their harm, to measure a judge; nothing is trained."""
+    ranked: list[dict[str, Any]] = []
+    for row in rows:
+        found = [harm(row["prompt"], completion) for completion in row["completions"]]
+        ranks = [1 + sum(other < own for other in found) for own in found]
+        ranked.append({"prompt": row["prompt"], "completions": row["completions"], "ranks": ranks})
+    return {"harm": ranked}
 
 
 def sentences() -> list[str]:
