@@ -262,7 +262,7 @@ def test_what_cannot_work_writes_nothing(config, tmp_path):
 
 def test_a_judge_that_does_not_know_the_letters_is_refused(config, tmp_path):
     model = str(save_tiny(tmp_path / "other", max_position_embeddings=128))
-    with pytest.raises(ModelError, match="does not write the answers 'A' and 'B'"):
+    with pytest.raises(ModelError, match="does not tell the answers 'A' and 'B' apart"):
         judge(dataclasses.replace(config, model=model))
     assert not (Path(config.out) / "pairs.jsonl").exists()
 

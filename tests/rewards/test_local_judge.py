@@ -100,6 +100,35 @@ def test_letters_are_found_in_other_tokenizers(tmp_path, make):
     assert p == pytest.approx(float((logits[ids[-1]] - logits[other[-1]]).sigmoid()), abs=1e-5)
 
 
+@pytest.mark.parametrize("letters", [("yes please", "no"), ("A", "B big"), ("cat a", "cat the")])
+def test_answers_of_several_words_count_whole(model, letters):
+    judge = LocalJudge(model, dataclasses.replace(SHORT, letters=letters))
+    found = judge.first_wins(ASKED)
+    for each, p, mass in zip(ASKED, found, judge.mass, strict=True):
+        text = f"{ask(each, judge.wording)} Answer:"
+        logs = [log_of_words(model, text, answer) for answer in letters]
+        if letters[0].startswith("cat"):  # what both share decides nothing
+            shared = log_of_words(model, text, "cat")
+            logs = [log - shared for log in logs]
+        first, second = map(math.exp, logs)
+        assert p == pytest.approx(first / (first + second), abs=1e-5)
+        assert mass == pytest.approx(first + second, abs=1e-5)
+
+
+def log_of_words(language_model, text, answer):
+    """Log-prob of the words of an answer, one after the other."""
+    total = 0.0
+    for word in answer.split():
+        ids = language_model.tokenizer(text, return_tensors="pt")["input_ids"]
+        number = language_model.tokenizer.convert_tokens_to_ids(word)
+        with torch.no_grad():
+            total += float(
+                language_model.model(input_ids=ids).logits[0, -1].log_softmax(-1)[number]
+            )
+        text += f" {word}"
+    return total
+
+
 def test_a_chat_model_is_asked_in_a_chat(tmp_path):
     words = tokenizer()
     words.chat_template = CHAT_TEMPLATE
@@ -160,7 +189,7 @@ def test_a_question_that_is_too_long_is_told_beforehand(judge):
 
 def test_letters_that_the_tokenizer_does_not_know_are_refused(tmp_path):
     model = load(str(save_tiny(tmp_path)), CPU)  # "A" and "B" are both <unk>
-    with pytest.raises(ModelError, match="does not write the answers 'A' and 'B' as one token"):
+    with pytest.raises(ModelError, match="does not tell the answers 'A' and 'B' apart"):
         LocalJudge(model, SHORT).first_wins(ASKED[:1])
 
 

@@ -21,7 +21,7 @@ from tether.engine.decode import completion_text, generate_tokens
 from tether.engine.sampling import JUDGMENT
 from tether.errors import DataError, ModelError
 from tether.models.chat import encode
-from tether.models.language_model import LanguageModel, predicting
+from tether.models.language_model import LanguageModel, completion_logprobs, predicting
 from tether.models.place import at_work
 from tether.records import Text, shown
 from tether.rewards.judge import Comparison, Judge, Wording, ask, ask_of_one, both_orders
@@ -81,7 +81,7 @@ class LocalJudge:
 
         Raises:
             DataError: A question is longer than the model's positions.
-            ModelError: The tokenizer does not write each letter as one token.
+            ModelError: The tokenizer does not tell the letters apart.
         """
         asked = [self._put(ask(each, self.wording, self._special)) for each in comparisons]
         if self.reasoning:
@@ -107,7 +107,7 @@ class LocalJudge:
         asked = self._put(ask(comparison, self.wording, self._special))
         text = f"{self.wording.reasoning}{asked.lead} {self.wording.letters[0]}"
         tokenizer = self.language_model.tokenizer
-        length = len(encode(tokenizer, asked.question, text, end=False).ids)
+        length = len(encode(tokenizer, asked.question, text, end=False).ids) + 1
         thought = self.reasoning.max_new_tokens if self.reasoning else 0
         return length + thought <= self.language_model.max_positions
 
@@ -147,29 +147,52 @@ class LocalJudge:
             for each, thought in zip(asked, ends, strict=True)
         ]
 
-    @torch.no_grad()
     def _answer(self, asked: Sequence[Asked], answers: tuple[str, str]) -> list[Answer]:
-        """Probabilities of two answers to each question, from one forward pass of each."""
+        """Probabilities of two answers to each question."""
+        parted = [self._part(each, answers) for each in asked]
+        short = [i for i, each in enumerate(parted) if len(each.first) == len(each.second) == 1]
+        long = sorted(set(range(len(parted))) - set(short))
+        logs = torch.zeros(len(parted), 2)
+        logs[short] = self._of_letters([parted[i] for i in short])
+        logs[long] = self._of_texts([parted[i] for i in long])
+        return [_normalized(pair) for pair in logs]
+
+    @torch.no_grad()
+    def _of_letters(self, parted: Sequence["Parted"]) -> Float[Tensor, "N 2"]:
+        """Log-probs (nats) of answers of one token, both from one forward pass a question."""
         model = self.language_model
-        found = [self._rows(each, answers) for each in asked]
         # One more token, so that the hidden state before it is "the one that predicts it".
-        rows = [Row([*ids, letters[0]], len(ids)) for ids, letters in found]
-        results: dict[int, Answer] = {}
+        rows = [Row([*each.ids, *each.first], len(each.ids)) for each in parted]
+        logs = torch.zeros(len(rows), 2)
         with at_work(model.model, model.place):
             for chunk, batch in device_batches(rows, ROWS_PER_BATCH):
                 hidden = model.hidden_states(batch, predicting(batch))
                 every = logprobs.of_vocabulary(model.head(hidden))
-                letters = torch.tensor([found[i][1] for i in chunk], device=every.device)
-                for i, pair in zip(chunk, every.gather(-1, letters), strict=True):
-                    results[i] = _normalized(pair)
-        return [results[i] for i in range(len(rows))]
+                letters = torch.tensor([parted[i].first + parted[i].second for i in chunk])
+                logs[chunk] = every.gather(-1, letters.to(every.device)).cpu()
+        return logs
 
-    def _rows(self, asked: Asked, answers: tuple[str, str]) -> tuple[list[int], list[int]]:
-        """Token ids up to where the two answers part, and the token that each goes on with.
+    @torch.no_grad()
+    def _of_texts(self, parted: Sequence["Parted"]) -> Float[Tensor, "N 2"]:
+        """The same of answers of several tokens: the sum over them, a row an answer."""
+        rows = [
+            Row(each.ids + answer, len(each.ids))
+            for each in parted
+            for answer in (each.first, each.second)
+        ]
+        logs = torch.zeros(len(rows))
+        for chunk, batch in device_batches(rows, ROWS_PER_BATCH):
+            found, _ = completion_logprobs(self.language_model, batch)
+            parts = found.cpu().split([rows[i].num_completion for i in chunk])
+            logs[chunk] = torch.stack([part.sum() for part in parts])
+        return logs.view(-1, 2)
+
+    def _part(self, asked: Asked, answers: tuple[str, str]) -> "Parted":
+        """Token ids up to where the two answers part, and what each goes on with.
 
         Raises:
             DataError: They leave no room for the answer.
-            ModelError: An answer is more than one token.
+            ModelError: The tokenizer does not tell the answers apart.
         """
         tokenizer = self.language_model.tokenizer
         one, two = (
@@ -177,26 +200,33 @@ class LocalJudge:
             for answer in answers
         )
         limit = self.language_model.max_positions
-        if len(one) > limit:
+        if max(len(one), len(two)) > limit:
             raise DataError(
                 f"the question {shown(asked.question)} has {len(one)} tokens; the judge has "
                 f"{limit} positions: leave out such completions, or take another judge"
             )
-        same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), -1)
-        if same < 1 or not len(one) == len(two) == same + 1:
+        same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
+        if same == 0:
             raise ModelError(
-                f"the tokenizer of {tokenizer.name_or_path!r} does not write the answers "
-                f"{answers[0]!r} and {answers[1]!r} as one token each; choose others in the "
-                "constitution's [wording]"
+                f"the tokenizer of {tokenizer.name_or_path!r} does not tell the answers "
+                f"{answers[0]!r} and {answers[1]!r} apart; choose others in the constitution's "
+                "[wording]"
             )
-        return one[:same], [one[same], two[same]]
+        return Parted(one[:same], one[same:], two[same:])
+
+
+class Parted(NamedTuple):
+    """Token ids of a question up to where its two answers part, and those of each from there."""
+
+    ids: list[int]
+    first: list[int]
+    second: list[int]
 
 
 def _normalized(pair: Float[Tensor, " 2"]) -> Answer:
     """Probability of the first answer among the two, and what both have of all probability."""
-    first, second = pair.double().tolist()
-    probability = float(torch.sigmoid(torch.tensor(first - second, dtype=torch.float64)))
-    return Answer(probability, float(pair.double().exp().sum()))
+    first, second = pair.double()
+    return Answer(float(torch.sigmoid(first - second)), float(pair.double().exp().sum()))
 
 
 # --- a judge as a reward --------------------------------------------------------------------------
