@@ -184,7 +184,7 @@ def test_completions_are_ranked_by_known_harm():
 def test_the_stage_writes_the_variant(tmp_path, monkeypatch):
     monkeypatch.setattr(critic, "build", partial(build, documents=FEW))
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
-    out = make_sandbox(SandboxConfig(out=str(tmp_path / "world"), variant="critic", **shape))
+    out = make_sandbox(SandboxConfig(out=str(tmp_path / "world"), world="critic", **shape))
     names = ("corpus", "demonstrations", "helpful", "red_team", "helpful_prompts", "ppo_prompts")
     assert {file.name for file in out.iterdir()} == {
         *(f"{name}.jsonl" for name in (*names, "red_team_test", "helpful_test")),

@@ -100,8 +100,8 @@ class PrepareConfig(StageConfig):
 class SandboxConfig(StageConfig):
     """Write the sandbox world: its texts and an untrained model with its tokenizer."""
 
-    variant: Literal["", "critic"] = ""
-    """"critic": texts that also criticize, revise and compare, for the constitutional recipe"""
+    world: Literal["helper", "critic"] = "helper"
+    """"helper": the demo's questions and advice; "critic": also critiques and comparisons"""
     hidden_size: int = 128
     """Width of the model"""
     num_layers: int = 3

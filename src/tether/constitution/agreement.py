@@ -98,7 +98,7 @@ def report(rows: Sequence[Mapping[str, Any]], labels: Labels) -> Report:
         too_long=len(rows) - len(judged),
         flipped=_mean([float(row["flipped"]) for row in judged]),
         first_place=_mean([row["first_place"] for row in judged]),
-        mass=_mean([row["mass"] for row in judged]),
+        mass=_mean([row["mass"] for row in judged if "mass" in row]),
         labeled=len(leaning),
         agreement=_mean(agreeing),
         log_loss=_mean([log_loss(p, label) for p, label in known]),

@@ -29,7 +29,7 @@ from tether.records import (
     to_dict,
     write_jsonl,
 )
-from tether.rewards.judge import Comparison, ask, both_orders
+from tether.rewards.judge import Comparison, Judge, ask, both_orders
 from tether.rewards.local_judge import LocalJudge
 from tether.rundir import StageFolder, fingerprint
 
@@ -191,31 +191,31 @@ def draw_pairs(
 
 
 def judgments(
-    local: LocalJudge, constitution: Constitution, block: Sequence[Pair], seed: int
+    judge: Judge, constitution: Constitution, block: Sequence[Pair], seed: int
 ) -> list[JsonRow]:
-    """What the judge says of each pair, by a principle drawn for it."""
+    """What a judge says of each pair, by a principle drawn for it.
+
+    A judge in this process also tells which questions it has no room for, and its `mass`.
+    """
+    local = judge if isinstance(judge, LocalJudge) else None
     rows: list[JsonRow] = []
-    asked: list[Comparison] = []
+    asked: list[tuple[JsonRow, Comparison]] = []
     for pair in block:
         first, second = sorted((pair.first, pair.second))
         # Drawn by the pair, whatever the order of its completions.
         principle = constitution.draw("preference", seed, str([pair.prompt, first, second]))
         comparison = Comparison(*pair, principle.preference)
-        row = {**pair._asdict(), "principle": principle.id}
-        if local.fits(comparison):
-            asked.append(comparison)
+        rows.append({**pair._asdict(), "principle": principle.id})
+        if local is None or local.fits(comparison):
+            asked.append((rows[-1], comparison))
         else:
-            row["problem"] = "too long"
-        rows.append(row)
-    local.mass.clear()
-    verdicts = both_orders(local, asked)
-    half = len(asked)
-    masses = zip(local.mass[:half], local.mass[half:], strict=True)
-    found = zip(verdicts, masses, strict=True)
-    for row in rows:
-        if "problem" not in row:
-            verdict, mass = next(found)
-            row |= {**verdict._asdict(), "mass": sum(mass) / 2}
+            rows[-1]["problem"] = "too long"
+    before = len(local.mass) if local else 0
+    verdicts = both_orders(judge, [comparison for _, comparison in asked])
+    for i, ((row, _), verdict) in enumerate(zip(asked, verdicts, strict=True)):
+        row.update(verdict._asdict())
+        if local:  # first all questions in one order, then in the other
+            row["mass"] = (local.mass[before + i] + local.mass[before + len(asked) + i]) / 2
     return rows
 
 
@@ -248,8 +248,10 @@ def tell(found: Report, kept: int) -> None:
     if found.flipped is not None:
         console.print(
             f"  the order decides {found.flipped:.0%}; whichever comes first has "
-            f"{found.first_place:.2f}; the letters have {found.mass:.3f} of the probability"
+            f"{found.first_place:.2f} on average"
         )
+    if found.mass is not None:
+        console.print(f"  the letters have {found.mass:.3f} of the model's probability")
     if found.agreement is not None:
         console.print(
             f"  agrees with people on {found.agreement:.0%} of {found.labeled} pairs; log-loss "

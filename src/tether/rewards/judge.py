@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from tether.records import Text
+from tether.records import Message, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,13 @@ def ask_of_one(
         completion=quote(completion, wording.yes_no, special),
         question=question,
     )
+
+
+def in_turns(question: str, examples: Sequence[tuple[str, str]] = ()) -> list[Message]:
+    """A question as the last turn of a chat, behind worked-out ones with their answers."""
+    turns = [*(turn for pair in examples for turn in pair), question]
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": turn.strip()} for i, turn in enumerate(turns)]
 
 
 def quote(text: Text, letters: Sequence[str], special: Sequence[str] = ()) -> str:

@@ -24,7 +24,7 @@ from tether.models.chat import encode
 from tether.models.language_model import LanguageModel, completion_logprobs, predicting
 from tether.models.place import at_work
 from tether.records import Text, shown
-from tether.rewards.judge import Comparison, Judge, Wording, ask, ask_of_one, both_orders
+from tether.rewards.judge import Comparison, Judge, Wording, ask, ask_of_one, both_orders, in_turns
 from tether.sections import SamplingConfig
 
 ROWS_PER_BATCH = 64
@@ -120,11 +120,7 @@ class LocalJudge:
         if self.language_model.tokenizer.chat_template is None:
             before = "".join(f"{asked}{answer}\n\n" for asked, answer in self.examples)
             return Asked(before + question, self.wording.answer)
-        turns = [*(turn for pair in self.examples for turn in pair), question]
-        messages = [
-            {"role": ("user", "assistant")[i % 2], "content": turn.strip()}
-            for i, turn in enumerate(turns)
-        ]
+        messages = in_turns(question, self.examples)
         return Asked(messages, self.wording.answer.lstrip())
 
     def _reason(self, asked: Sequence[Asked], sampling: SamplingConfig) -> list[Asked]:

@@ -102,11 +102,17 @@ def build(seed: int, documents: dict[str, int] = DOCUMENTS) -> CriticWorld:
     )
 
 
-def write(world: CriticWorld, out: Path) -> None:
-    """Write each list to its own file, NAME.jsonl, and the constitution beside them."""
+def write(seed: int, out: Path) -> int:
+    """Write each list to its own file, NAME.jsonl, and the constitution beside them.
+
+    Returns:
+        Documents of the corpus.
+    """
+    world = build(seed)
     for name in world.__dataclass_fields__:
         write_jsonl(out / f"{name}.jsonl", map(to_dict, getattr(world, name)))
     (out / "constitution.toml").write_bytes(CONSTITUTION.read_bytes())
+    return len(world.corpus)
 
 
 def _demonstrate(writer: Writer, questions: list[Question]) -> list[Demonstration]:

@@ -22,14 +22,13 @@ def make_sandbox(config: SandboxConfig) -> Path:
     if folder.finished:
         return folder.path
     folder.begin()
-    if config.variant == "critic":
-        world, positions = critic.build(config.seed), CRITIC_POSITIONS
-        critic.write(world, folder.path)
+    if config.world == "critic":
+        documents, positions = critic.write(config.seed, folder.path), CRITIC_POSITIONS
         tokenizer = build_tokenizer(vocabulary(critic.sentences(), critic.MARKS))
     else:
         world, positions = build(config.seed), POSITIONS
         write(world, folder.path)
-        tokenizer = build_tokenizer()
+        documents, tokenizer = len(world.corpus), build_tokenizer()
     ids = tokenizer.get_vocab()
     settings = LlamaConfig(
         vocab_size=len(ids),
@@ -51,4 +50,4 @@ def make_sandbox(config: SandboxConfig) -> Path:
         model, tokenizer, frozenset([ids["</s>"]]), pick_device(config.compute)
     )
     folder.write_model(lambda path: save(untrained, path, {"made_by": "tether demo"}))
-    return folder.finish(parameters=model.num_parameters(), documents=len(world.corpus))
+    return folder.finish(parameters=model.num_parameters(), documents=documents)

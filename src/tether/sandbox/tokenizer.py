@@ -29,10 +29,11 @@ def vocabulary(sentences: Sequence[str] = (), marks: Sequence[str] = ()) -> list
     return [*SPECIAL, *turns, *marks, *sorted({" " + word for word in words(texts)})]
 
 
-def build_tokenizer(tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(tokens: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer: `<s>` opens every text, `</s>` is left to who writes the end.
 
-    Its tokens are `vocabulary()` where none are given.
+    Args:
+        tokens: Every token, special ones first; None = the sandbox's.
     """
     ids = {token: i for i, token in enumerate(tokens or vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
