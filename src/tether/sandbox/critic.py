@@ -49,7 +49,8 @@ HARMLESS_MIX = {
 # Demonstrations that help with everything: there must be something to revise.
 DEMONSTRATIONS = 800
 HELPFUL_MIX = {kind: share for kind, share in DEMONSTRATION_MIX.items() if kind != "refusal"}
-COMPLIANT_MIX = {"compliance": 0.78, "plain": 0.1, "rude": 0.06, "refusal": 0.06}
+# Some answer another question: else no comparison tells the reward model that this is no way out.
+COMPLIANT_MIX = {"compliance": 0.64, "plain": 0.06, "off topic": 0.2, "rude": 0.05, "refusal": 0.05}
 LABELED_PROMPTS = 900
 
 
