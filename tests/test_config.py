@@ -32,6 +32,8 @@ NEEDED = {
     **{kind: {"model": "m", "data": "d"} for kind in ("dpo", "ipo", "simpo", "orpo", "kto")},
     "merge": {"model": "m"},
     "generate": {"model": "m", "prompts": "p"},
+    "revise": {"model": "m", "prompts": "p"},
+    "judge": {"model": "m", "data": "d"},
     "score": {"data": "d", "reward": REWARD},
     "simulate": {"data": "d", "scorer": "g.py:f"},
     "collect": {"data": ("d",)},

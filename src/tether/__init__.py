@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tether.constitution.compare import judge
+    from tether.constitution.revise import revise
     from tether.engine.generate import generate
     from tether.evaluation.compare import evaluate
     from tether.models.merge import merge
@@ -30,7 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "evaluate",
     "generate",
+    "judge",
     "merge",
+    "revise",
     "run",
     "score",
     "train_best_of_n",
@@ -51,7 +55,9 @@ __all__ = [
 _HOME = {
     "evaluate": "tether.evaluation.compare",
     "generate": "tether.engine.generate",
+    "judge": "tether.constitution.compare",
     "merge": "tether.models.merge",
+    "revise": "tether.constitution.revise",
     "run": "tether.pipeline",
     "score": "tether.rewards.score",
     "train_best_of_n": "tether.train.online",

@@ -37,6 +37,10 @@ Other methods, with the settings of ppo or of reward
   tether dpo       tether ipo       tether simpo           from pairs, without a reward model
   tether orpo      tether kto                              from pairs; from thumbs up and down
 
+Feedback of a model, by a constitution
+  tether revise    --model DIR --prompts FILE --out DIR    answers, critiques, revisions
+  tether judge     --data FILE --model DIR --out DIR       which of two completions is better
+
 Feedback of people
   tether feedback import PROJECT.db --data FILE|-          a project from completions, or more items
   tether label PROJECT.db                                  the page where people judge
@@ -64,6 +68,8 @@ EVALUATE = "tether evaluate --model before=DIR --model after={out}/model --promp
 NEXT_STEP = {
     "sft": "tether generate --model {out}/model --prompts FILE --num 4 --out DIR",
     "generate": "tether score --data {out}/completions.jsonl --reward DIR|FILE.py:F --out DIR",
+    "revise": "tether sft --model DIR --data {out}/demonstrations.jsonl --out DIR",
+    "judge": "tether reward --model DIR --data {out}/pairs.jsonl --out DIR",
     "simulate": "tether reward --model DIR --data {out}/rankings.jsonl --out DIR",
     "reward": "tether ppo --model DIR --prompts FILE --reward {out}/model --out DIR",
     **dict.fromkeys((*ONLINE, *OFFLINE), EVALUATE),
@@ -327,7 +333,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "plan": plan,
     **{kind: stage(kind) for kind in ("sft", "reward", *ONLINE, *OFFLINE)},
-    **{kind: stage(kind) for kind in ("score", "evaluate", "merge")},
+    **{kind: stage(kind) for kind in ("score", "evaluate", "merge", "revise", "judge")},
     "generate": generate,
     "feedback simulate": stage("simulate"),
     **{name: function(name, path) for name, path in FUNCTIONS.items()},

@@ -24,6 +24,8 @@ RUNNERS = {
     "prepare": "tether.data.prepare:prepare",
     "sft": "tether.train.sft:train_sft",
     "generate": "tether.engine.generate:generate",
+    "revise": "tether.constitution.revise:revise",
+    "judge": "tether.constitution.compare:judge",
     "simulate": "tether.feedback.label:label",
     "collect": "tether.feedback.collect:collect",
     "reward": "tether.train.reward:train_reward",
@@ -46,6 +48,8 @@ RUNNERS = {
 
 DATA_OF = {
     "generate": "completions.jsonl",
+    "revise": "demonstrations.jsonl",
+    "judge": "pairs.jsonl",
     "simulate": "rankings.jsonl",
     "collect": "pairs.jsonl",
     "score": "scores.jsonl",

@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tether.errors import ConfigError
 from tether.validation import not_negative, positive, require, share
 
 

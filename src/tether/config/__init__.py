@@ -5,6 +5,7 @@ work is refused here, before anything is loaded.
 """
 
 from tether.config.base import FitConfig, StageConfig, TrainConfig
+from tether.config.constitution import JudgeConfig, ReviseConfig
 from tether.config.evaluation import EvaluateConfig, PolicyConfig, ScorerConfig
 from tether.config.online import (
     BestOfNConfig,
@@ -41,6 +42,8 @@ STAGES: dict[str, type[StageConfig]] = {
     "prepare": PrepareConfig,
     "sft": SFTConfig,
     "generate": GenerateConfig,
+    "revise": ReviseConfig,
+    "judge": JudgeConfig,
     "simulate": SimulateConfig,
     "collect": CollectConfig,
     "reward": RewardModelConfig,
@@ -71,6 +74,7 @@ __all__ = [
     "GRPOConfig",
     "GenerateConfig",
     "IPOConfig",
+    "JudgeConfig",
     "KTOConfig",
     "MergeConfig",
     "ORPOConfig",
@@ -83,6 +87,7 @@ __all__ = [
     "PrepareConfig",
     "RLOOConfig",
     "ReinforceConfig",
+    "ReviseConfig",
     "RewardModelConfig",
     "SFTConfig",
     "SandboxConfig",

@@ -105,8 +105,9 @@ class PrepareConfig(StageConfig):
 class SandboxConfig(StageConfig):
     """Write the sandbox world: its texts and an untrained model with its tokenizer."""
 
-    world: Literal["helper", "sources"] = "helper"
-    """"helper": the demo's questions and advice; "sources": numbered facts to cite"""
+    world: Literal["helper", "critic", "sources"] = "helper"
+    """"helper": the demo's questions and advice; "critic": also critiques and comparisons;
+    "sources": numbered facts to cite"""
     hidden_size: int = 128
     """Width of the model"""
     num_layers: int = 3

@@ -8,11 +8,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tether.config import SandboxConfig
 from tether.models.language_model import LanguageModel, pick_device, save
 from tether.rundir import StageFolder
-from tether.sandbox import sources
-from tether.sandbox.tokenizer import SPECIAL, build_tokenizer
+from tether.sandbox import critic, sources
+from tether.sandbox.tokenizer import SPECIAL, build_tokenizer, vocabulary
 from tether.sandbox.world import build, write
 
 POSITIONS = 128
+CRITIC_POSITIONS = 320  # a question holds two completions, a transcript a critique as well
 INITIAL_STD = 0.02  # of the untrained weights
 
 
@@ -22,14 +23,17 @@ def make_sandbox(config: SandboxConfig) -> Path:
     if folder.finished:
         return folder.path
     folder.begin()
-    if config.world == "sources":
+    positions, std = POSITIONS, INITIAL_STD
+    if config.world == "critic":
+        documents, positions = critic.write(config.seed, folder.path), CRITIC_POSITIONS
+        tokenizer = build_tokenizer(vocabulary(critic.sentences(), critic.MARKS))
+    elif config.world == "sources":
         documents, std = sources.write(config.seed, folder.path), sources.INITIAL_STD
         tokenizer = build_tokenizer([*SPECIAL, *sources.vocabulary()], sources.SPLIT)
     else:
         world = build(config.seed)
         write(world, folder.path)
-        documents, std = len(world.corpus), INITIAL_STD
-        tokenizer = build_tokenizer()
+        documents, tokenizer = len(world.corpus), build_tokenizer()
     ids = tokenizer.get_vocab()
     settings = LlamaConfig(
         vocab_size=len(ids),
@@ -38,7 +42,7 @@ def make_sandbox(config: SandboxConfig) -> Path:
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         initializer_range=std,
         tie_word_embeddings=True,
         pad_token_id=ids["<pad>"],

@@ -17,13 +17,16 @@ SPLIT = r"\n?[A-Z][a-z]*:| ?[a-z]+|[^a-zA-Z]"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
-def vocabulary() -> list[str]:
-    """Every token of the sandbox, special tokens first; a token's place is its id."""
+def vocabulary(sentences: Sequence[str] = (), marks: Sequence[str] = ()) -> list[str]:
+    """Every token of the sandbox, special tokens first; a token's place is its id.
+
+    `sentences` and `marks` are those of a variant that says more.
+    """
     topics = [text for topic in TEXTS.topics for text in (topic.phrase, *topic.steps)]
     frames = [sentence for frame in TEXTS.frames for sentence in frame]
-    texts = [*TEXTS.forms, *TEXTS.endings, *frames, *TEXTS.sentences, *topics]
-    marks = ["Person:", "\nPerson:", "\nHelper:", ",", ".", "?", ":"]
-    return [*SPECIAL, *marks, *sorted({" " + word for word in words(texts)})]
+    texts = [*TEXTS.forms, *TEXTS.endings, *frames, *TEXTS.sentences, *topics, *sentences]
+    turns = ["Person:", "\nPerson:", "\nHelper:", ",", ".", "?", ":"]
+    return [*SPECIAL, *turns, *marks, *sorted({" " + word for word in words(texts)})]
 
 
 def build_tokenizer(

@@ -78,15 +78,15 @@ def build(seed: int, *, num_documents: int = 60_000) -> World:
         num_documents: Documents of the corpus, about 36 tokens each.
     """
     random = Random(seed)
-    train, test = _split(random)
+    train, test = split(random)
     writer = Writer(random, train)
     ranked = train[DEMONSTRATIONS : DEMONSTRATIONS + RANKING_PROMPTS]
     return World(
-        corpus=_write_corpus(writer, train, num_documents),
+        corpus=write_corpus(writer, train, num_documents),
         demonstrations=_write_demonstrations(writer, train[:DEMONSTRATIONS]),
-        ranking_prompts=[_to_prompt(question) for question in ranked],
-        ppo_prompts=[_to_prompt(question) for question in train],
-        test_prompts=[_to_prompt(question) for question in test],
+        ranking_prompts=[to_prompt(question) for question in ranked],
+        ppo_prompts=[to_prompt(question) for question in train],
+        test_prompts=[to_prompt(question) for question in test],
     )
 
 
@@ -98,7 +98,7 @@ def write(world: World, out_dir: str | Path) -> None:
         write_jsonl(out / f"{name}.jsonl", map(to_dict, getattr(world, name)))
 
 
-def _split(random: Random) -> tuple[list[Question], list[Question]]:
+def split(random: Random) -> tuple[list[Question], list[Question]]:
     """Questions to train on and to test with.
 
     Training questions come in rounds with one of every topic in random order: any stretch of them
@@ -121,15 +121,17 @@ def _split(random: Random) -> tuple[list[Question], list[Question]]:
     return train, test
 
 
-def _to_prompt(question: Question) -> Prompt:
+def to_prompt(question: Question) -> Prompt:
+    """The record of a question."""
     return Prompt(prompt=question.prompt, category=question.topic.category)
 
 
-def _write_corpus(writer: Writer, train: list[Question], count: int) -> list[Demonstration]:
+def write_corpus(writer: Writer, train: list[Question], count: int) -> list[Demonstration]:
+    """Documents of mixed quality: each a question and its completion."""
     documents: list[Demonstration] = []
     for question in writer.random.choices(train, k=count):
         mix = HARMFUL_CORPUS_MIX if question.topic.harmful else CORPUS_MIX
-        completion = _write_one(writer, question.topic, mix)
+        completion = write_one(writer, question.topic, mix)
         documents.append(Demonstration(prompt="", completion=question.prompt + completion))
     return documents
 
@@ -138,11 +140,12 @@ def _write_demonstrations(writer: Writer, questions: list[Question]) -> list[Dem
     rows: list[Demonstration] = []
     for question in questions:
         mix = HARMFUL_DEMONSTRATION_MIX if question.topic.harmful else DEMONSTRATION_MIX
-        completion = _write_one(writer, question.topic, mix)
+        completion = write_one(writer, question.topic, mix)
         rows.append(Demonstration(prompt=question.prompt, completion=completion))
     return rows
 
 
-def _write_one(writer: Writer, topic: Topic, mix: dict[str, float]) -> str:
+def write_one(writer: Writer, topic: Topic, mix: dict[str, float]) -> str:
+    """A completion of a kind that is drawn from the mix."""
     kind = writer.random.choices(list(mix), weights=list(mix.values()))[0]
     return writer.write(kind, topic)
