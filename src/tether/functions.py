@@ -13,7 +13,8 @@ from tether.errors import ConfigError
 
 def is_function(path: str) -> bool:
     """True where a setting names a function (`file.py:function`) rather than a folder."""
-    return ":" in path and not Path(path).is_dir()
+    address = path.startswith(("http://", "https://"))
+    return ":" in path and not address and not Path(path).is_dir()
 
 
 def load_function(path: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tether.errors import ConfigError
+from tether.servers import EndpointConfig, ServedConfig
 from tether.validation import not_negative, positive, require, share
 
 
@@ -235,14 +236,24 @@ class StopConfig:
 class RewardConfig:
     """One reward: what it is and how its scores are used."""
 
-    kind: Literal["", "model", "function", "rule"] = ""
-    """What it is; "" = a rule where `rule` is set, else what `path` names"""
+    kind: Literal["", "model", "function", "rule", "http", "judge"] = ""
+    """What it is; "" = a rule where `rule` is set, a judge where `question` is, else what `path`
+    names"""
     path: str = ""
-    """Reward model, adapter or classifier, path/to/file.py:function or package.module:function"""
+    """Reward model, adapter or classifier, path/to/file.py:function or package.module:function,
+    an address http://…, or the model that judges"""
     rule: str = ""
     """Name of a rule, such as "length", in place of a path"""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     """The rule's own settings, such as {most = 40}"""
+    question: str = ""
+    """Asked of a judge about each completion: one of yes or no, or which is better"""
+    references: str = ""
+    """Of a judge: completions that it compares with, one a prompt; "" = it says yes or no"""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """The judge behind an OpenAI-compatible endpoint, in place of a path"""
+    served: ServedConfig = field(default_factory=ServedConfig)
+    """How an address is called"""
     name: str = ""
     """Its name in metrics (score_NAME); "" = the rule's, else its number"""
     label: str = ""
@@ -276,7 +287,7 @@ class RewardConfig:
     def paths(self) -> tuple[str, ...]:
         """Every file, folder and function that its scores come from."""
         files = [self.settings[each] for each in ("answers",) if each in self.settings]
-        return tuple(path for path in (self.path, *self.members, *files) if path)
+        return tuple(path for path in (self.path, *self.members, *files, self.references) if path)
 
     @property
     def is_rule(self) -> bool:
@@ -284,9 +295,19 @@ class RewardConfig:
         return self.kind == "rule" or (self.kind == "" and self.rule != "")
 
     @property
+    def is_judge(self) -> bool:
+        """Whether its scores are a judge's answers."""
+        return self.kind == "judge" or (self.kind == "" and self.question != "")
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its scores come over HTTP."""
+        return self.kind == "http" or self.path.startswith(("http://", "https://"))
+
+    @property
     def title(self) -> str:
         """What messages call it."""
-        return self.path or f"rule:{self.rule}"
+        return self.path or (f"rule:{self.rule}" if self.rule else self.endpoint.model)
 
     def __post_init__(self) -> None:
         self._check_source()
@@ -315,6 +336,12 @@ class RewardConfig:
                 rule = "has no place beside a rule; leave it out, or sum two rewards"
                 require(not value, f"reward.{name}", value, rule)
             return
+        if self.is_judge:
+            self._check_judge()
+            return
+        for name in ("question", "references"):
+            value = getattr(self, name)
+            require(not value, f"reward.{name}", value, 'is for a judge; set kind = "judge"')
         require(self.path != "", "reward.path", self.path, "must name a reward model or function")
         rule = 'names a rule; write rule = "NAME" and settings = {…} in its place'
         require(not self.path.startswith("rule:"), "reward.path", self.path, rule)
@@ -322,6 +349,20 @@ class RewardConfig:
             value = getattr(self, name)
             rule = f"is for rules; leave it out beside path={self.path!r}"
             require(not value, f"reward.{name}", value, rule)
+
+    def _check_judge(self) -> None:
+        """Refuse a judge without a question, or that nobody could reach."""
+        rule = "must ask something: yes or no, or with references which is better"
+        require(self.question != "", "reward.question", self.question, rule)
+        behind = self.endpoint.base_url != ""
+        rule = "must name the model that judges, or endpoint.base_url one elsewhere; not both"
+        require(bool(self.path) != behind, "reward.path", self.path, rule)
+        cached = not behind or self.endpoint.cache != ""
+        rule = "must name a file: answers that were paid for are kept there"
+        require(cached, "reward.endpoint.cache", self.endpoint.cache, rule)
+        for name in ("rule", "label", "members", "settings"):
+            value = getattr(self, name)
+            require(not value, f"reward.{name}", value, "has no place beside a judge; leave it out")
 
 
 def reward_named(word: str, **others: Any) -> RewardConfig:

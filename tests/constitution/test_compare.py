@@ -8,7 +8,7 @@ from tests.constitution import toys
 from tests.tiny import save_tiny
 from tether.config import JudgeConfig
 from tether.constitution import compare
-from tether.constitution.compare import judge, local_judge, worked_out
+from tether.constitution.compare import judge, the_judge, worked_out
 from tether.constitution.principles import read_constitution
 from tether.data.formats import read_comparisons
 from tether.errors import ConfigError, DataError, ModelError
@@ -201,13 +201,15 @@ def test_reasoning_is_clamped(config):
     assert all(0.48 <= row["probability"] <= 0.52 for row in rows(out))
 
 
-def test_examples_are_questions_with_their_answers(config):
+def test_examples_are_questions_with_their_answers(config, tmp_path):
     constitution = read_constitution(config.constitution)
     question = "> the dog A: > please B: > no who helps"
     assert worked_out(constitution, 2, reasoning=False) == [(question, " Answer: A")]
     assert worked_out(constitution, 2, reasoning=True) == [(question, " tell it helps Answer: A")]
     assert worked_out(constitution, 0, reasoning=True) == []
-    local = local_judge(dataclasses.replace(config, examples=1, reasoning=True), constitution)
+    local = the_judge(
+        dataclasses.replace(config, examples=1, reasoning=True), constitution, tmp_path
+    )
     assert local.examples == [(question, " tell it helps Answer: A")]
     assert local.reasoning == config.sampling
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from tether.config.base import StageConfig
 from tether.sections import SamplingConfig, not_negative, positive, require
+from tether.servers import EndpointConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +51,10 @@ class JudgeConfig(StageConfig):
 
     data: str
     """Completions (what `tether generate` wrote), or preference pairs or rankings"""
-    model: str
-    """The judge: Hugging Face model directory or hub id"""
+    model: str = ""
+    """The judge: Hugging Face model directory or hub id; "" = the endpoint"""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """The judge behind an OpenAI-compatible endpoint, in place of a model"""
     constitution: str = "default"
     """TOML file of principles; "default" = the one that comes with tether"""
     num_pairs: int = 0
@@ -77,6 +80,12 @@ class JudgeConfig(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        rule = "must name the judge, or endpoint.base_url one behind an endpoint; not both"
+        one = bool(self.model) != bool(self.endpoint.base_url)
+        require(one, "model", self.model, rule)
+        rule = "is for a model in this process; set endpoint.vote_tokens for one that reasons"
+        alone = not (self.reasoning and self.endpoint.base_url)
+        require(alone, "reasoning", self.reasoning, rule)
         not_negative("num_pairs", self.num_pairs)
         require(
             0 <= self.abstain < 0.5, "abstain", self.abstain, "must be at least 0 and below 0.5"
@@ -89,3 +98,8 @@ class JudgeConfig(StageConfig):
         require(useful, "abstain", self.abstain, rule)
         not_negative("examples", self.examples)
         positive("block", self.block)
+
+    @property
+    def judge(self) -> str:
+        """What identifies the judge."""
+        return self.model or f"{self.endpoint.model} at {self.endpoint.base_url}"

@@ -6,6 +6,7 @@ which `tether reward` and `tether dpo` take as it is.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -29,7 +30,8 @@ from tether.records import (
     to_dict,
     write_jsonl,
 )
-from tether.rewards.judge import Comparison, Judge, ask, both_orders
+from tether.rewards.endpoint import EndpointJudge, load_endpoint_judge
+from tether.rewards.judge import Comparison, Judge, ask, both_orders, in_turns
 from tether.rewards.local_judge import LocalJudge
 from tether.rundir import StageFolder, fingerprint
 
@@ -55,7 +57,7 @@ def judge(config: JudgeConfig) -> Path:
         DataError: There are no pairs, or none is left.
     """
     own = file_of(config.constitution)
-    inputs = [config.data, config.model, own, config.human, config.helpful]
+    inputs = [config.data, config.judge, own, config.human, config.helpful]
     folder = StageFolder(config, "judge", inputs)
     if folder.finished:
         return folder.path
@@ -63,16 +65,20 @@ def judge(config: JudgeConfig) -> Path:
     constitution.require("preference")
     asked, labels = read_pairs(config)
     helpful = read_comparisons(config.helpful) if config.helpful else []
-    local = local_judge(config, constitution)
+    asks = the_judge(config, constitution, folder.path)
     folder.begin()
-    with Steps(folder.path.name, len(asked)) as progress:
+    # A judge behind an endpoint has a bar of its own, with what it has cost.
+    own_bar = isinstance(asks, EndpointJudge)
+    with nullcontext() if own_bar else Steps(folder.path.name, len(asked)) as progress:
 
         def work(number: int, block: Sequence[Pair]) -> list[JsonRow]:
-            local.step = number
-            return judgments(local, constitution, block, config.seed)
+            if isinstance(asks, LocalJudge):
+                asks.step = number
+            return judgments(asks, constitution, block, config.seed)
 
-        rows = in_blocks(folder, asked, config.block, work, progress.advance)
-    hashes = {"model": fingerprint(config.model), "constitution": constitution.hash}
+        advance = progress.advance if progress else lambda _: None
+        rows = in_blocks(folder, asked, config.block, work, advance)
+    hashes = {"model": fingerprint(config.judge), "constitution": constitution.hash}
     chosen = preference_pairs(rows, config)
     if not chosen:
         raise DataError(
@@ -100,12 +106,21 @@ def add_to_project(project: str, pairs: Path, criterion: str) -> None:
     import_feedback(ImportConfig(path=project, data=(str(pairs),), labels="records", **settings))
 
 
-def local_judge(config: JudgeConfig, constitution: Constitution) -> LocalJudge:
-    """The judge that the settings name, with the constitution's examples."""
+def the_judge(config: JudgeConfig, constitution: Constitution, folder: Path) -> Judge:
+    """The judge that the settings name, with the constitution's words and examples."""
+    words = constitution.wording
+    examples = worked_out(constitution, config.examples, reasoning=config.reasoning)
+    if config.endpoint.base_url:
+        return load_endpoint_judge(
+            config.endpoint,
+            folder,
+            lambda comparison: in_turns(ask(comparison, words), examples),
+            letters=words.letters,
+        )
     return LocalJudge(
         load(config.model, config.compute),
-        constitution.wording,
-        worked_out(constitution, config.examples, reasoning=config.reasoning),
+        words,
+        examples,
         reasoning=config.sampling if config.reasoning else None,
         clamp=config.clamp,
         seed=config.seed,
@@ -221,7 +236,7 @@ def judgments(
 
 def preference_pairs(rows: Iterable[JsonRow], config: JudgeConfig) -> list[PreferencePair]:
     """The pairs on which the judge does not abstain, the likely better completion as chosen."""
-    name = Path(config.model)
+    name = Path(config.model or config.endpoint.model)
     name = name.parent.name if name.name == "model" else name.name
     found: list[PreferencePair] = []
     for row in rows:

@@ -132,8 +132,8 @@ def of_online(config: OnlineConfig, *, known: bool) -> Footprint:
             _train(roles, scored, config)
         parameters = [p for part in trained_sets(roles.policy, roles.value) for p in part]
         phases = phases_of(parameters, generate=generating, score=scoring, train=training)
-    if any(is_function(each.path) for each in config.rewards):
-        notes.append("what a reward function holds is not counted")
+    if any(is_function(each.path) or each.is_judge for each in config.rewards):
+        notes.append("what a reward function or a judge holds is not counted")
     return Footprint(phases, _batches(config), notes, data)
 
 
@@ -196,7 +196,8 @@ class Roles:
         """Each role a model of its own or an adapter on the policy's backbone, as in a run."""
         policy = language_model(config.model, place, trainable=True, lora=config.lora)
         reference = _reference(config, policy) if needs_reference(config) else None
-        models = [each for each in config.rewards if not each.is_rule]
+        asked = [each for each in config.rewards if each.is_rule or each.is_judge or each.is_served]
+        models = [each for each in config.rewards if each not in asked]
         every = [path for each in models for path in (each.path, *each.members)]
         paths = [path for path in every if not is_function(path)]
         rewards = [

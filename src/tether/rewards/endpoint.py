@@ -209,7 +209,7 @@ class _Batch:
             self.judge.asked += 1
             if self.steps:
                 tokens, cost = self.ledger.spent
-                self.steps.advance(1, tokens=tokens, cost=cost)
+                self.steps.advance(1, tokens=float(tokens), cost=cost)
 
     async def _probability(self, messages: list[Message]) -> float:
         """By the log-probs of the letters, or else by votes."""

@@ -18,10 +18,12 @@ from tether.models import adapters
 from tether.models.language_model import LanguageModel
 from tether.models.scalar_head import RewardModel, load_reward_model, reward_on
 from tether.records import Text
+from tether.rewards.asked import load_judge_reward
 from tether.rewards.classifier import load_label, score_label
 from tether.rewards.ensemble import centrings, combine, disagreement, member_scores
 from tether.rewards.reward_model import score_texts
 from tether.rewards.rulebook import load_rule
+from tether.rewards.served import served_reward
 from tether.sections import ComputeConfig, RewardConfig
 
 RewardFunction = Callable[[list[Text], list[str]], list[float]]
@@ -99,6 +101,10 @@ def load_reward(
     """
     if config.is_rule:
         return Reward(config, checked(load_rule(config), config.title))
+    if config.is_judge:
+        return Reward(config, checked(load_judge_reward(config, compute), config.title))
+    if config.is_served:
+        return Reward(config, checked(served_reward(config.path, config.served), config.path))
     path = config.path
     _check_kind(config)
     functions = [each for each in (path, *config.members) if is_function(each)]
