@@ -11,7 +11,7 @@ from tests import tiny
 from tether.data.batches import Row
 from tether.errors import ConfigError
 from tether.footprint.dry_run import DryRun, idle_kernels
-from tether.kernels import build, layers
+from tether.kernels import build, head, layers, packed
 from tether.models.language_model import Device, LanguageModel
 from tether.rundir import peak_memory
 from tether.train import sft
@@ -56,7 +56,7 @@ def test_it_counts_what_a_real_run_holds(kind, dtype, absent, monkeypatch):
     attention = "eager" if dtype == torch.bfloat16 else "sdpa"
     dry = held_by_sft(DryRun(VOCABULARY), kind, dtype, attention, idle_kernels(absent=absent))
     if absent:
-        for module in (layers, pytest.importorskip("tether.kernels.head")):
+        for module in (layers, head, packed):
             monkeypatch.setattr(module, "library", lambda: None)
     real = held_by_sft(WetRun(VOCABULARY), kind, dtype, attention, contextlib.nullcontext())
     # For queries that lie side by side with keys and values (GPT-2), torch's rule for the shape

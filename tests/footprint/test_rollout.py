@@ -107,7 +107,7 @@ def test_the_roles_of_ppo_by_hand(tmp_path, model):
     frequencies = 3 * 2 * 8 * 4
     assert update["weights"] == 4 * (3 * LANGUAGE_MODEL + 33) + frequencies
     assert phase(found, "generate")["KV cache"] == 8 * (LONGEST + 6) * CACHED
-    assert found.notes == ["what a reward function holds is not counted"]
+    assert found.notes == ["what a reward function or a judge holds is not counted"]
 
 
 def test_batches_of_ppo_by_hand(tmp_path, model):

@@ -108,6 +108,7 @@ def build(
         exception_handlers=ERRORS,
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # an address that nearly fits is unknown
     app.state.site = site
     return Guard(app, frozenset(hosts))
 
