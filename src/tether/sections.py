@@ -250,6 +250,8 @@ class RewardConfig:
     """Asked of a judge about each completion: one of yes or no, or which is better"""
     references: str = ""
     """Of a judge: completions that it compares with, one a prompt; "" = it says yes or no"""
+    wording: str = ""
+    """Of a judge: constitution whose [wording] it is asked in; "" = the usual words"""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """The judge behind an OpenAI-compatible endpoint, in place of a path"""
     served: ServedConfig = field(default_factory=ServedConfig)
@@ -287,7 +289,11 @@ class RewardConfig:
     def paths(self) -> tuple[str, ...]:
         """Every file, folder and function that its scores come from."""
         files = [self.settings[each] for each in ("answers",) if each in self.settings]
-        return tuple(path for path in (self.path, *self.members, *files, self.references) if path)
+        return tuple(
+            path
+            for path in (self.path, *self.members, *files, self.references, self.wording)
+            if path
+        )
 
     @property
     def is_rule(self) -> bool:
@@ -339,7 +345,7 @@ class RewardConfig:
         if self.is_judge:
             self._check_judge()
             return
-        for name in ("question", "references"):
+        for name in ("question", "references", "wording"):
             value = getattr(self, name)
             require(not value, f"reward.{name}", value, 'is for a judge; set kind = "judge"')
         require(self.path != "", "reward.path", self.path, "must name a reward model or function")

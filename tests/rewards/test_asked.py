@@ -11,7 +11,7 @@ from tether.config import JudgeConfig
 from tether.constitution.compare import judge as judge_stage
 from tether.errors import ConfigError, DataError
 from tether.models.language_model import load
-from tether.rewards.judge import Comparison, both_orders
+from tether.rewards.judge import Comparison, Wording, both_orders
 from tether.rewards.load import load_reward
 from tether.rewards.local_judge import LocalJudge, log_odds
 from tether.sections import ComputeConfig, RewardConfig
@@ -58,6 +58,31 @@ def test_a_model_here_compares_with_references(model, tmp_path):
     assert str(tmp_path / "r.jsonl") in config.paths
     with pytest.raises(DataError, match="no reference completion for the prompt 'why'"):
         load_reward(config, CPU).raw(["why"], ["no"])
+
+
+def test_a_judge_is_asked_in_the_words_of_a_constitution(model, tmp_path):
+    """Also one whose tokenizer does not know the usual answers: here "yes" and "no" in place."""
+    words = """
+        [wording]
+        statement = "{prompt} {completion} {question}"
+        answer = " Answer:"
+        yes_no = ["yes", "no"]
+    """
+    path = tmp_path / "constitution.toml"
+    path.write_text(words)
+    config = RewardConfig(path=model, question="is it kind", wording=str(path))
+    wording = Wording(
+        statement="{prompt} {completion} {question}", answer=" Answer:", yes_no=("yes", "no")
+    )
+    judge = LocalJudge(load(model, CPU), wording)
+    expected = [log_odds(p) for p in judge.affirms(PROMPTS, COMPLETIONS, "is it kind")]
+    found = load_reward(config, CPU).raw(PROMPTS, COMPLETIONS)
+    assert found == pytest.approx(expected)
+    usual = load_reward(RewardConfig(path=model, question="is it kind"), CPU)
+    assert found != pytest.approx(usual.raw(PROMPTS, COMPLETIONS))
+    path.write_text("[wording]\nstatment = 'x'")
+    with pytest.raises(ConfigError, match="statment='x' is not a setting; did you mean"):
+        load_reward(config, CPU)
 
 
 def test_an_endpoint_says_yes_or_no_once_a_question(tmp_path):

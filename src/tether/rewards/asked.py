@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from tether.config_file import from_table, read_toml
 from tether.data.formats import read_completions
 from tether.models.language_model import load
 from tether.records import Message, Text
@@ -10,8 +11,6 @@ from tether.rewards.endpoint import EndpointJudge, load_endpoint_judge
 from tether.rewards.judge import Comparison, Wording, ask, ask_of_one
 from tether.rewards.local_judge import LocalJudge, against, holds, log_odds
 from tether.sections import ComputeConfig, RewardConfig
-
-WORDS = Wording()
 
 
 def load_judge_reward(
@@ -28,9 +27,8 @@ def load_judge_reward(
         ConfigError, DataError, ModelError: The endpoint, the references or the model cannot be
             used.
     """
-    judge = (
-        _endpoint(config) if config.endpoint.base_url else LocalJudge(load(config.path, compute))
-    )
+    words = _words(config.wording)
+    judge = _endpoint(config, words) if config.endpoint.base_url else _local(config, compute, words)
     if config.references:
         records = read_completions(config.references)
         first = {str(record.prompt): record.completions[0] for record in reversed(records)}
@@ -40,20 +38,33 @@ def load_judge_reward(
     return lambda prompts, completions: [
         log_odds(p)
         for p in judge.probabilities(
-            [_statement(*row, config.question) for row in zip(prompts, completions, strict=True)],
-            WORDS.yes_no,
+            [
+                _said(ask_of_one(*row, config.question, words))
+                for row in zip(prompts, completions, strict=True)
+            ],
+            words.yes_no,
         )
     ]
 
 
-def _endpoint(config: RewardConfig) -> EndpointJudge:
-    cache = Path(config.endpoint.cache)
-    return load_endpoint_judge(config.endpoint, cache.parent, _comparison, show=False)
+def _words(constitution: str) -> Wording:
+    if not constitution:
+        return Wording()
+    table = read_toml(Path(constitution)).get("wording", {})
+    return from_table(Wording, table, f"{constitution}: wording.")
 
 
-def _comparison(comparison: Comparison) -> list[Message]:
-    return [{"role": "user", "content": ask(comparison, WORDS)}]
+def _local(config: RewardConfig, compute: ComputeConfig, words: Wording) -> LocalJudge:
+    return LocalJudge(load(config.path, compute), words)
 
 
-def _statement(prompt: Text, completion: str, question: str) -> list[Message]:
-    return [{"role": "user", "content": ask_of_one(prompt, completion, question, WORDS)}]
+def _endpoint(config: RewardConfig, words: Wording) -> EndpointJudge:
+    def asks(comparison: Comparison) -> list[Message]:
+        return _said(ask(comparison, words))
+
+    folder = Path(config.endpoint.cache).parent
+    return load_endpoint_judge(config.endpoint, folder, asks, letters=words.letters, show=False)
+
+
+def _said(question: str) -> list[Message]:
+    return [{"role": "user", "content": question}]

@@ -205,8 +205,8 @@ class LocalJudge:
         if same == 0:
             raise ModelError(
                 f"the tokenizer of {tokenizer.name_or_path!r} does not tell the answers "
-                f"{answers[0]!r} and {answers[1]!r} apart; choose others in the constitution's "
-                "[wording]"
+                f"{answers[0]!r} and {answers[1]!r} apart; choose others in a "
+                "constitution's [wording] (letters, yes_no)"
             )
         return Parted(one[:same], one[same:], two[same:])
 
