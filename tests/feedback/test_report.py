@@ -4,11 +4,13 @@ import pytest
 
 from tests.feedback.made import crowd, item, judge, judged
 from tether.errors import DataError
+from tether.feedback import report
 from tether.feedback.assignment import Answer, next_assignment, submit
 from tether.feedback.people import local_person
 from tether.feedback.report import print_agreement, read_judgments, summarize
 from tether.feedback.store import Project, Store
 from tether.records import PreferencePair, Ranking, Thumb, to_dict, write_jsonl
+from tether.statistics import Interval
 
 
 @pytest.fixture
@@ -126,3 +128,11 @@ def test_partial_rankings_leave_whole_ranks_out():
     [found] = summarize(items, judgments).agreement
     assert found.judgments == 2
     assert found.unanimous == 1
+
+
+def test_a_figure_is_shown_as_far_as_it_is_known():
+    nan = float("nan")
+    assert report.figure(Interval(0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]"
+    assert report.figure(Interval(0.5, nan, nan)) == "0.50"
+    assert report.figure(Interval(nan, nan, nan)) == report.figure(nan) == "undefined"
+    assert report.figure(None) == ""

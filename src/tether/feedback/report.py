@@ -1,5 +1,6 @@
 """What the judgments of a project or a file say, and how far they can be trusted."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -194,13 +195,13 @@ def _print_kind(one: Agreement) -> None:
         results.print("Nobody has judged the same item as another: nothing can be compared.")
         return
     rows = [
-        ("Krippendorff's α, ranks (ordinal)", _interval(one.alpha_ranks)),
+        ("Krippendorff's α, ranks (ordinal)", figure(one.alpha_ranks)),
         (
             f"Krippendorff's α, {'up or down' if one.tau is None else 'pairs'}",
-            _interval(one.alpha_pairs),
+            figure(one.alpha_pairs),
         ),
-        ("Fleiss' κ", f"{one.kappa:.2f}"),
-        ("Kendall's τ-b, mean of two labelers", _interval(one.tau)),
+        ("Fleiss' κ", figure(one.kappa)),
+        ("Kendall's τ-b, mean of two labelers", figure(one.tau)),
         ("items all agree on", f"{one.unanimous:.0%}"),
     ]
     for name, value in rows:
@@ -227,7 +228,7 @@ def _table(labelers: Sequence[LabelerQuality]) -> Table:
         table.add_row(
             Text(one.labeler),
             str(one.judgments),
-            _interval(one.reliability),
+            figure(one.reliability),
             "" if one.agreement is None else f"{one.agreement.mean:+.2f}",
             "" if one.gold is None else f"{one.gold.share:.0%}",
             "" if one.consistency is None else f"{one.consistency.mean:+.2f}",
@@ -248,9 +249,11 @@ def _print_items(title: str, found: Sequence[Disputed], items: Mapping[str, Item
         results.print(Text(f"  {one.dispute:.2f}  {short[:90]}{'…' * (len(short) > 90)}"))
 
 
-def _interval(of: Interval | None) -> str:
+def figure(of: Interval | float | None) -> str:
+    """A figure with its interval, as far as there is one; "undefined" where all said the same."""
     if of is None:
         return ""
-    if of.low != of.low:  # one item alone has no interval
-        return f"{of.mean:.2f}"
-    return f"{of.mean:.2f} [{of.low:.2f}, {of.high:.2f}]"
+    mean, low, high = of if isinstance(of, Interval) else (of, math.nan, math.nan)
+    if math.isnan(mean):
+        return "undefined"
+    return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"

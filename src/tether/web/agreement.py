@@ -12,10 +12,9 @@ from tether.feedback.disputed import Disputed, uncertainties
 from tether.feedback.export import To, export
 from tether.feedback.judgments import Item
 from tether.feedback.labelers import LabelerQuality
-from tether.feedback.report import Agreement, Summary, summarize
+from tether.feedback.report import Agreement, Summary, figure, summarize
 from tether.feedback.store import Store
 from tether.records import Text
-from tether.statistics import Interval
 from tether.web.access import Export
 
 SHOWN = 10  # items in a list
@@ -33,7 +32,7 @@ def summary(store: Store) -> dict[str, Any] | None:
         store.set_uncertainties({key: unsure[key] for key in found.consensus})
     numbers = {row["key"]: row["id"] for row in store.read().execute("SELECT id, key FROM items")}
     return {
-        "figures": [figure for one in found.agreement for figure in _figures(one)],
+        "figures": [row for one in found.agreement for row in _figures(one)],
         "labelers": [_labeler(one) for one in found.labelers],
         "lists": _lists(found, items, numbers),
     }
@@ -41,18 +40,18 @@ def summary(store: Store) -> dict[str, Any] | None:
 
 def _figures(one: Agreement) -> Iterator[dict[str, str]]:
     several = f"{one.overlapping} of {one.items} items judged by several"
-    alpha = _interval(one.alpha_pairs)
+    alpha = figure(one.alpha_pairs)
     yield {"name": "Krippendorff's α on pairs", "value": alpha, "note": several}
     if one.alpha_ranks is not None:
         note = "1: as one, 0: by chance"
         yield {
             "name": "Krippendorff's α on ranks",
-            "value": _interval(one.alpha_ranks),
+            "value": figure(one.alpha_ranks),
             "note": note,
         }
-    yield {"name": "Fleiss' κ", "value": f"{one.kappa:.2f}", "note": "of pairs, ties a category"}
+    yield {"name": "Fleiss' κ", "value": figure(one.kappa), "note": "of pairs, ties a category"}
     if one.tau is not None:
-        yield {"name": "Kendall's τ-b", "value": _interval(one.tau), "note": "mean of two labelers"}
+        yield {"name": "Kendall's τ-b", "value": figure(one.tau), "note": "mean of two labelers"}
     yield {"name": "Unanimous", "value": f"{one.unanimous:.0%}", "note": "of items by several"}
 
 
@@ -60,7 +59,7 @@ def _labeler(one: LabelerQuality) -> dict[str, Any]:
     return {
         "name": one.labeler,
         "judgments": one.judgments,
-        "reliability": _interval(one.reliability),
+        "reliability": figure(one.reliability),
         "agreement": "" if one.agreement is None else f"{one.agreement.mean:+.2f}",
         "gold": "" if one.gold is None else f"{one.gold.share:.0%}",
         "consistency": "" if one.consistency is None else f"{one.consistency.mean:+.2f}",
@@ -98,12 +97,6 @@ def _short(text: Text) -> str:
     whole = text if isinstance(text, str) else text[-1]["content"]
     line = " ".join(whole.split())
     return line if len(line) <= 100 else line[:99] + "…"
-
-
-def _interval(of: Interval) -> str:
-    if of.low != of.low:  # one item alone has no interval
-        return f"{of.mean:.2f}"
-    return f"{of.mean:.2f} [{of.low:.2f}, {of.high:.2f}]"
 
 
 def lines(to: To) -> Export:
