@@ -6,7 +6,6 @@ project in the same way. Judgments that come later are taken by the next round's
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from tether.config import CollectConfig
-from tether.errors import CheckError
 from tether.feedback.assignment import Answer, next_assignment, submit
 from tether.feedback.export import To, export
 from tether.feedback.people import local_person
 from tether.feedback.prepare import ImportConfig, import_feedback
-from tether.feedback.simulated import Labeler, default_labelers, rank, utilities
+from tether.feedback.simulated import Labeler, default_labelers, known_scores, rank, utilities
 from tether.feedback.store import Store
-from tether.functions import load_function
 from tether.progress import Steps, console
 from tether.records import Text, write_jsonl
 from tether.rundir import StageFolder
@@ -46,7 +43,7 @@ def collect(config: CollectConfig) -> Path:
     store = _add(config)
     folder.begin()
     if config.scorer:
-        scores = known_scores(store, config.scorer, config.scale)
+        scores = scores_of(store, config.scorer, config.scale)
         judge_all(store, default_labelers(), scores, config.seed)
     else:
         wait_for_people(store, config.enough)
@@ -121,26 +118,21 @@ def progress(store: Store) -> tuple[int, int]:
 Scores = Mapping[tuple[str, str], float]
 
 
-def known_scores(store: Store, scorer: str, scale: float) -> Scores:
+def scores_of(store: Store, scorer: str, scale: float) -> Scores:
     """The known score of every completion in the project, by prompt and completion as text.
 
     Raises:
-        CheckError: The scorer does not return one finite number for each completion.
+        CheckError: As `known_scores`.
     """
-    texts = {
-        (as_text(item.prompt), as_text(one))
-        for item in store.items().values()
-        for one in item.completions
-    }
-    pairs = sorted(texts)
-    prompts, completions = [prompt for prompt, _ in pairs], [text for _, text in pairs]
-    scores = [float(score) * scale for score in load_function(scorer)(prompts, completions)]
-    if len(scores) != len(pairs) or not all(map(math.isfinite, scores)):
-        raise CheckError(
-            f"scorer {scorer!r} returned {len(scores)} scores for {len(pairs)} completions, "
-            f"{sum(map(math.isfinite, scores))} of them finite; it must return one number for each"
-        )
-    return dict(zip(pairs, scores, strict=True))
+    pairs = sorted(
+        {
+            (as_text(item.prompt), as_text(one))
+            for item in store.items().values()
+            for one in item.completions
+        }
+    )
+    prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
+    return dict(zip(pairs, known_scores(scorer, scale, prompts, texts), strict=True))
 
 
 def judge_all(store: Store, labelers: Sequence[Labeler], scores: Scores, seed: int) -> None:

@@ -1,14 +1,12 @@
 """The `simulate` stage: simulated labelers rank completions, and their consensus."""
 
-import math
 from itertools import islice
 from pathlib import Path
 
 from tether.config import SimulateConfig
-from tether.errors import CheckError, DataError
+from tether.errors import DataError
 from tether.feedback.consensus import agreement, consensus
-from tether.feedback.simulated import default_labelers, simulate
-from tether.functions import load_function
+from tether.feedback.simulated import default_labelers, known_scores, simulate
 from tether.progress import console
 from tether.records import Completions, from_dict, read_jsonl, to_dict, write_jsonl
 from tether.rundir import StageFolder
@@ -33,12 +31,7 @@ def label(config: SimulateConfig) -> Path:
         raise DataError(f"{config.data}: holds no completions; write some with `tether generate`")
     prompts = [record.prompt for record in records for _ in record.completions]
     texts = [text for record in records for text in record.completions]
-    golds = [float(score) * config.scale for score in load_function(config.scorer)(prompts, texts)]
-    if len(golds) != len(texts) or not all(map(math.isfinite, golds)):
-        raise CheckError(
-            f"scorer {config.scorer!r} returned {len(golds)} scores for {len(texts)} completions, "
-            f"{sum(map(math.isfinite, golds))} of them finite; it must return one number for each"
-        )
+    golds = known_scores(config.scorer, config.scale, prompts, texts)
     flat = iter(golds)
     scores = [list(islice(flat, len(record.completions))) for record in records]
     judgments = simulate(records, scores, default_labelers(), config.seed)

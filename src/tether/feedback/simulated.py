@@ -5,13 +5,15 @@
 A labeler with `random=True` looks at nothing: its utility is the noise alone.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tether.errors import DataError
-from tether.records import Completions, Ranking
+from tether.errors import CheckError, DataError
+from tether.functions import load_function
+from tether.records import Completions, Ranking, Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,23 @@ def default_labelers() -> list[Labeler]:
         Labeler(name="loves length", gold_weight=0.3, length_weight=0.04, noise=0.2),
         Labeler(name="clicks at random", random=True),
     ]
+
+
+def known_scores(
+    scorer: str, scale: float, prompts: Sequence[Text], texts: Sequence[Text]
+) -> list[float]:
+    """The known score of each completion, times `scale`.
+
+    Raises:
+        CheckError: The scorer does not return one finite number for each completion.
+    """
+    scores = [float(score) * scale for score in load_function(scorer)(prompts, texts)]
+    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
+        raise CheckError(
+            f"scorer {scorer!r} returned {len(scores)} scores for {len(texts)} completions, "
+            f"{sum(map(math.isfinite, scores))} of them finite; it must return one number for each"
+        )
+    return scores
 
 
 def simulate(
