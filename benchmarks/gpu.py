@@ -26,19 +26,12 @@ import tyro
 import world
 from transformers import AutoModelForCausalLM
 
-from tether.config import GRPOConfig, OnlineConfig, PPOConfig
+from tether.config import GRPOConfig, OnlineConfig, PPOConfig, RewardConfig
 from tether.data.batches import Row
 from tether.engine import graphs
 from tether.engine.decode import generate_tokens
 from tether.models.language_model import load
-from tether.sections import (
-    ComputeConfig,
-    KLConfig,
-    OptimizerConfig,
-    RewardConfig,
-    SamplingConfig,
-    ValueConfig,
-)
+from tether.sections import ComputeConfig, KLConfig, OptimizerConfig, SamplingConfig, ValueConfig
 from tether.train import loop, online, sft
 
 SIZES = {

@@ -20,10 +20,10 @@ import world
 from rich.console import Console
 from rich.table import Table
 
-from tether.config import PPOConfig
+from tether.config import PPOConfig, RewardConfig
 from tether.models.adapters import parameters
 from tether.models.scalar_head import Centering, new_reward_model, save_reward_model
-from tether.sections import ComputeConfig, LoraConfig, RewardConfig, SamplingConfig
+from tether.sections import ComputeConfig, LoraConfig, SamplingConfig
 from tether.train import online
 
 SIZE = world.Size(width=768, layers=12, heads=12, inner=2560, vocabulary=32_000)

@@ -10,18 +10,18 @@ import transformers
 from gate import Gate, read_job, read_jsonl
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tether.config import DPOConfig, GRPOConfig, PPOConfig, RewardModelConfig, SFTConfig
+from tether.config import (
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    RewardConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 from tether.data.batches import step_indices
 from tether.engine.decode import generate_tokens
 from tether.models.language_model import load
-from tether.sections import (
-    ComputeConfig,
-    KLConfig,
-    OptimizerConfig,
-    RewardConfig,
-    SamplingConfig,
-    ValueConfig,
-)
+from tether.sections import ComputeConfig, KLConfig, OptimizerConfig, SamplingConfig, ValueConfig
 from tether.train import loop, online
 from tether.train.preference import train_dpo
 from tether.train.reward import train_reward

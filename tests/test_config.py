@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from tether.config import STAGES, PolicyConfig, ScorerConfig
+from tether.config import STAGES, PolicyConfig, RewardConfig, ScorerConfig
 from tether.errors import ConfigError
 from tether.sections import (
     ComputeConfig,
@@ -13,7 +13,6 @@ from tether.sections import (
     OptimizerConfig,
     PolicyLossConfig,
     PtxConfig,
-    RewardConfig,
     SamplingConfig,
     StopConfig,
     ValueConfig,

@@ -17,19 +17,12 @@ from tests.train.test_kto import THUMBS
 from tests.train.test_lora import ROWS
 from tests.train.test_online import interrupted_after, without_times
 from tests.train.toys import KINDS
-from tether.config import DPOConfig, KTOConfig
+from tether.config import DPOConfig, KTOConfig, RewardConfig
 from tether.data.batches import Row, device_batches
 from tether.engine import graphs
 from tether.engine.decode import generate_tokens
 from tether.models.language_model import completion_logprobs, load
-from tether.sections import (
-    ComputeConfig,
-    LoraConfig,
-    OptimizerConfig,
-    RewardConfig,
-    SamplingConfig,
-    ValueConfig,
-)
+from tether.sections import ComputeConfig, LoraConfig, OptimizerConfig, SamplingConfig, ValueConfig
 from tether.train.kto import train_kto
 from tether.train.online import train_ppo
 from tether.train.preference import train_dpo

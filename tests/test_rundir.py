@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tether.config import GenerateConfig, ScoreConfig, SFTConfig
+from tether.config import GenerateConfig, RewardConfig, ScoreConfig, SFTConfig
 from tether.config_file import read_toml
 from tether.errors import ConfigError
 from tether.feedback.assignment import Answer, next_assignment, submit
@@ -16,7 +16,7 @@ from tether.feedback.judgments import Item, item_key
 from tether.feedback.people import local_person
 from tether.feedback.store import Project, Store
 from tether.rundir import StageFolder, fingerprint, write_json, write_text, written_aside
-from tether.sections import ComputeConfig, OptimizerConfig, RewardConfig, SamplingConfig
+from tether.sections import ComputeConfig, OptimizerConfig, SamplingConfig
 
 
 @pytest.fixture

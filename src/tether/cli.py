@@ -182,8 +182,7 @@ def _parse(kind: str, arguments: list[str]) -> Any:
     """Settings of one stage from the command line; what is repeated (--reward) is taken first."""
     import tyro
 
-    from tether.config import STAGES, PolicyConfig, ScorerConfig
-    from tether.sections import reward_named
+    from tether.config import STAGES, PolicyConfig, reward_named, scorer_named
 
     arguments, example = list(arguments), ["DIR"] if _asks_help(arguments) else []
     taken: dict[str, Any] = {}
@@ -198,7 +197,7 @@ def _parse(kind: str, arguments: list[str]) -> Any:
         models = [_named(word) for word in _take(arguments, "--model") or example]
         scorers = [_named(word) for word in _take(arguments, "--reward") or example]
         taken["policies"] = tuple(PolicyConfig(name=name, model=path) for name, path in models)
-        taken["scorers"] = tuple(ScorerConfig(name=name, path=path) for name, path in scorers)
+        taken["scorers"] = tuple(scorer_named(name, word) for name, word in scorers)
     cls = STAGES[kind]
     return tyro.cli(
         _with_defaults(cls, taken) if taken else cls,

@@ -17,7 +17,6 @@ from tether.functions import is_function, load_function
 from tether.progress import console, results
 from tether.rewards.rulebook import bind_rule, load_rule
 from tether.rundir import write_json, write_text
-from tether.sections import reward_named
 
 RUNNERS = {
     "sandbox": "tether.sandbox.stage:make_sandbox",
@@ -124,7 +123,7 @@ def check_functions(stages: list[Stage]) -> None:
         functions = [getattr(config, name, "") for name in ("scorer", "function")]
         rewards = [*getattr(config, "rewards", ())]
         rewards += [config.reward] if isinstance(config, ScoreConfig) else []
-        rewards += [reward_named(scorer.path) for scorer in getattr(config, "scorers", ())]
+        rewards += getattr(config, "scorers", ())
         functions += [reward.path for reward in rewards if is_function(reward.path)]
         for path in filter(None, functions):
             load_function(path)

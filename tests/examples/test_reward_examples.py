@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import save_tiny
+from tether.config import RewardConfig
 from tether.config_file import read_toml
 from tether.functions import load_function
 from tether.pipeline import plan
 from tether.records import Ranking, from_dict
 from tether.rewards.load import load_reward
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

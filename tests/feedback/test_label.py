@@ -3,10 +3,9 @@ import json
 
 import pytest
 
-from tether.config import SimulateConfig
+from tether.config import USUAL_LABELERS, SimulateConfig
 from tether.errors import CheckError, ConfigError, DataError
 from tether.feedback.label import label
-from tether.feedback.simulated import default_labelers
 from tether.records import Ranking, from_dict, read_jsonl
 
 # The known score is the number a completion spells: far apart, so honest labelers agree.
@@ -53,7 +52,7 @@ def rankings(file):
 def test_five_labelers_and_their_consensus(config):
     out = label(config())
     judged = rankings(out / "judgments.jsonl")
-    names = [labeler.name for labeler in default_labelers()]
+    names = [labeler.name for labeler in USUAL_LABELERS]
     assert [r.labeler for r in judged] == names * 2
     assert [r.prompt for r in judged] == ["p"] * 5 + ["q"] * 5
     for honest in (judged[0], judged[1], judged[2]):
@@ -74,7 +73,7 @@ def test_five_labelers_and_their_consensus(config):
 def test_the_result_tells_how_far_labelers_agree(config):
     result = json.loads((label(config()) / "result.json").read_text())
     assert (result["judgments"], result["items"]) == (10, 2)
-    assert set(result["agreement"]) == {labeler.name for labeler in default_labelers()}
+    assert set(result["agreement"]) == {labeler.name for labeler in USUAL_LABELERS}
 
 
 def test_it_is_a_function_of_the_seed(config, tmp_path):

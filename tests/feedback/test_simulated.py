@@ -1,8 +1,9 @@
 import pytest
 
+from tether.config import USUAL_LABELERS
 from tether.errors import DataError
 from tether.feedback.consensus import agreement, consensus
-from tether.feedback.simulated import Labeler, default_labelers, rank, simulate
+from tether.feedback.simulated import Labeler, rank, simulate
 from tether.records import Completions, pairs
 
 HONEST = Labeler(name="honest")
@@ -40,13 +41,13 @@ def test_close_utilities_tie_and_poor_ones_fail():
 
 
 def test_equal_texts_tie_whatever_the_noise():
-    for labeler in default_labelers():
+    for labeler in USUAL_LABELERS:
         ranks = _ranks(labeler, ["same", "other", "same"], [0.4, 0.1, 0.4])
         assert ranks[0] == ranks[2] != ranks[1]
 
 
 def test_one_ranking_a_labeler_item_by_item():
-    labelers = default_labelers()
+    labelers = USUAL_LABELERS
     rankings = simulate(_items(2, ["a", "b"]), [[0.0, 1.0]] * 2, labelers, 0)
     assert [(row.prompt, row.labeler) for row in rankings] == [
         (prompt, labeler.name) for prompt in ("p0", "p1") for labeler in labelers
@@ -57,7 +58,7 @@ def test_one_ranking_a_labeler_item_by_item():
 
 def test_noise_depends_on_seed_and_labeler_alone():
     items, scores = _items(50, ["a", "b", "c", "d"]), [[0.0, 0.1, 0.2, 0.3]] * 50
-    labelers = default_labelers()
+    labelers = USUAL_LABELERS
     first = simulate(items, scores, labelers, 1)
     assert first == simulate(items, scores, labelers, 1)
     assert first != simulate(items, scores, labelers, 2)
@@ -81,7 +82,7 @@ def test_a_random_labeler_ignores_gold_and_length():
 
 def test_careful_labelers_agree_most_and_the_random_one_not_at_all():
     scores = [[(7 * i + 3 * k * k) % 11 / 5 - 1 for k in range(4)] for i in range(300)]
-    rankings = simulate(_items(300, ["a", "b", "c", "d"]), scores, default_labelers(), 0)
+    rankings = simulate(_items(300, ["a", "b", "c", "d"]), scores, USUAL_LABELERS, 0)
     found = agreement(rankings)
     assert abs(found["clicks at random"]) < 0.1
     assert found["careful"] > found["hasty"] > 0.3

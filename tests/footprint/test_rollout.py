@@ -10,18 +10,12 @@ from tether.config import (
     GRPOConfig,
     OnlineDPOConfig,
     ReinforceConfig,
+    RewardConfig,
     RLOOConfig,
 )
 from tether.errors import ConfigError
 from tether.footprint.rollout import of_generate, of_online
-from tether.sections import (
-    ComputeConfig,
-    KLConfig,
-    LoraConfig,
-    RewardConfig,
-    SamplingConfig,
-    ValueConfig,
-)
+from tether.sections import ComputeConfig, KLConfig, LoraConfig, SamplingConfig, ValueConfig
 
 CACHED = 2 * 2 * 16 * 4  # bytes of a token: keys and values, two layers, one head of 16, float32
 LONGEST = 6  # words of the longest prompts

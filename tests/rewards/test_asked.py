@@ -7,14 +7,14 @@ import pytest
 from tests.rewards.toy_server import ToyServer, completion
 from tests.tiny import WORDS, save_tiny, word_tokenizer
 
-from tether.config import JudgeConfig
+from tether.config import JudgeConfig, RewardConfig
 from tether.constitution.compare import judge as judge_stage
 from tether.errors import ConfigError, DataError
 from tether.models.language_model import load
 from tether.rewards.judge import Comparison, Wording, both_orders
 from tether.rewards.load import load_reward
 from tether.rewards.local_judge import LocalJudge, log_odds
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 from tether.servers import EndpointConfig
 
 CPU = ComputeConfig(device="cpu")

@@ -13,9 +13,9 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from tether.config import RewardConfig
 from tether.errors import ConfigError, ModelError
 from tether.rewards.load import load_reward
-from tether.sections import RewardConfig
 
 NAMES = ["hate", "offensive", "neither"]
 PROMPTS = ["the cat ", "why ", "who ", "tell me "]

@@ -8,6 +8,7 @@ from tests.rewards.made_up import CPU, make_reward
 from tests.tiny import save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from tether.config import RewardConfig
 from tether.errors import ConfigError
 from tether.models.scalar_head import (
     Centering,
@@ -18,7 +19,6 @@ from tether.models.scalar_head import (
 )
 from tether.rewards.ensemble import combine, disagreement
 from tether.rewards.load import load_reward
-from tether.sections import RewardConfig
 
 PROMPTS = ["the cat ", "why ", "who "]
 COMPLETIONS = ["sees a dog", "no", "it likes the big red bird"]

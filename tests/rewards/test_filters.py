@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tether.config import RewardConfig
 from tether.errors import ConfigError
 from tether.rewards.filters import metrics, names_of, total
-from tether.sections import RewardConfig
 
 TERM = RewardConfig(path="a.py:f")
 CAP = RewardConfig(path="a.py:f", role="cap")

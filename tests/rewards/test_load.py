@@ -6,11 +6,12 @@ import torch
 from tests.rewards.made_up import save_made
 from tests.tiny import save_tiny
 
+from tether.config import RewardConfig
 from tether.errors import CheckError, ConfigError, ModelError
 from tether.models.scalar_head import Centering
 from tether.rewards.load import checked, load_reward
 from tether.rewards.reward_model import score_texts
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 
 CPU = ComputeConfig(device="cpu")
 FUNCTIONS = """

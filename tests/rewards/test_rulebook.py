@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from tether.config import RewardConfig, ScorerConfig, reward_named, scorer_named
 from tether.config_file import from_table
 from tether.errors import ConfigError, DataError
 from tether.rewards.load import check_rules, load_reward
 from tether.rewards.rulebook import RULES, bind_rule, load_rule
-from tether.sections import ComputeConfig, RewardConfig, reward_named
+from tether.sections import ComputeConfig
 
 CPU = ComputeConfig(device="cpu")
 
@@ -22,9 +23,10 @@ def test_a_rule_is_a_reward():
 
 
 def test_the_command_line_names_a_rule_in_one_word():
-    named = reward_named("rule:banned {phrases = ['no', 'a, b'], most = 2}", clip=0.0)
-    settings = {"phrases": ["no", "a, b"], "most": 2}
-    assert named == RewardConfig(rule="banned", settings=settings, clip=0.0)
+    words = "rule:banned {phrases = ['no', 'a, b'], most = 2}"
+    named, settings = reward_named(words), {"phrases": ["no", "a, b"], "most": 2}
+    assert named == RewardConfig(rule="banned", settings=settings)
+    assert scorer_named("n", words) == ScorerConfig(name="n", rule="banned", settings=settings)
     assert reward_named("rule:refusal") == RewardConfig(rule="refusal")
     assert reward_named("a.py:f") == RewardConfig(path="a.py:f")
     assert load_rule(named)(["p"], ["No!"]) == [-0.5]

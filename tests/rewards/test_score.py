@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tests.rewards.made_up import save_made
 
-from tether.config import ScoreConfig
+from tether.config import RewardConfig, ScoreConfig
 from tether.errors import CheckError, ConfigError, DataError, ModelError
 from tether.models.scalar_head import Centering
 from tether.records import read_jsonl
 from tether.rewards.score import score
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 
 CPU = ComputeConfig(device="cpu")
 ROWS = [

@@ -12,15 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import WORDS
 from tests.train import toys
 from tests.train.toys import KINDS
-from tether.config import GRPOConfig, PPOConfig, ReinforceConfig, RLOOConfig
-from tether.sections import (
-    GAEConfig,
-    KLConfig,
-    OptimizerConfig,
-    RewardConfig,
-    SamplingConfig,
-    ValueConfig,
-)
+from tether.config import GRPOConfig, PPOConfig, ReinforceConfig, RewardConfig, RLOOConfig
+from tether.sections import GAEConfig, KLConfig, OptimizerConfig, SamplingConfig, ValueConfig
 from tether.train.online import train_grpo, train_ppo, train_reinforce, train_rloo
 
 PROMPT = "who helps the cat "

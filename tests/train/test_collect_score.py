@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.train import toys
 from tests.train.toys import DEVICE_BATCHES, KINDS, MODELS, PROMPTS, SAMPLING, moved, roles
+from tether.config import RewardConfig
 from tether.core.kl import exact
 from tether.data.batches import Row, pad
 from tether.data.rollout import Rollout, Scored
@@ -15,7 +16,7 @@ from tether.models.chat import encode_prompt
 from tether.models.language_model import completion_logprobs, load
 from tether.models.scalar_head import Centering, new_reward_model
 from tether.rewards.load import Reward, load_reward
-from tether.sections import ComputeConfig, GAEConfig, KLConfig, RewardConfig
+from tether.sections import ComputeConfig, GAEConfig, KLConfig
 from tether.train.aim import aim, rollout_metrics, sampled_kl, target_metrics
 from tether.train.collect import collect
 from tether.train.score import score, score_texts

@@ -18,6 +18,7 @@ from tether.config import (
     KTOConfig,
     MergeConfig,
     ORPOConfig,
+    RewardConfig,
     SimPOConfig,
 )
 from tether.data.batches import Row, pad
@@ -28,7 +29,7 @@ from tether.models.checkpoint import load_checkpoint
 from tether.models.language_model import load
 from tether.models.merge import merge
 from tether.rewards.load import load_reward
-from tether.sections import ComputeConfig, LoraConfig, OptimizerConfig, RewardConfig, ValueConfig
+from tether.sections import ComputeConfig, LoraConfig, OptimizerConfig, ValueConfig
 from tether.train import online
 from tether.train.kto import train_kto
 from tether.train.online import train_ppo

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import WORDS, save_encoder, word_tokenizer
 from tests.train import toys
 from tests.train.toys import KINDS, MODELS, SAMPLING
+from tether.config import RewardConfig
 from tether.core import kl
 from tether.errors import CheckError, ConfigError, DataError, ModelError
 from tether.models.language_model import load
@@ -25,7 +26,6 @@ from tether.sections import (
     GAEConfig,
     KLConfig,
     OptimizerConfig,
-    RewardConfig,
     SamplingConfig,
     StopConfig,
     ValueConfig,

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.tiny import save_tiny
-from tether.config import PPOConfig
+from tether.config import PPOConfig, RewardConfig
 from tether.data.batches import Row, lengths_mask
 from tether.data.rollout import Rollout
 from tether.models.language_model import completion_logprobs, load
@@ -30,7 +30,6 @@ from tether.sections import (
     KLConfig,
     OptimizerConfig,
     PolicyLossConfig,
-    RewardConfig,
     SamplingConfig,
     ValueConfig,
 )

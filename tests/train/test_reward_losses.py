@@ -19,10 +19,11 @@ from tests.train.test_reward import (
     settings,
 )
 from tests.train.toys import KINDS
+from tether.config import RewardConfig
 from tether.errors import DataError
 from tether.models.scalar_head import new_reward_model, save_reward_model
 from tether.rewards.load import load_reward
-from tether.sections import ComputeConfig, OptimizerConfig, RewardConfig
+from tether.sections import ComputeConfig, OptimizerConfig
 from tether.train import reward as training
 from tether.train.reward import train_reward
 

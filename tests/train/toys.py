@@ -14,6 +14,7 @@ from tether.config import (
     OnlineConfig,
     PPOConfig,
     PreferenceConfig,
+    RewardConfig,
     RewardModelConfig,
     SFTConfig,
 )
@@ -21,13 +22,7 @@ from tether.models.language_model import load
 from tether.models.scalar_head import value_model_from_backbone
 from tether.records import write_jsonl
 from tether.rewards.load import Reward
-from tether.sections import (
-    ComputeConfig,
-    KLConfig,
-    OptimizerConfig,
-    RewardConfig,
-    SamplingConfig,
-)
+from tether.sections import ComputeConfig, KLConfig, OptimizerConfig, SamplingConfig
 from tether.train.roles import Roles
 
 # Rotary and absolute positions, each with a pad token of its own and with pad = eos.

@@ -6,7 +6,15 @@ work is refused here, before anything is loaded.
 
 from tether.config.base import FitConfig, StageConfig, TrainConfig
 from tether.config.constitution import JudgeConfig, ReviseConfig
-from tether.config.evaluation import EvaluateConfig, PolicyConfig, ScorerConfig
+from tether.config.evaluation import (
+    BlocksConfig,
+    EvaluateConfig,
+    PolicyConfig,
+    PoolConfig,
+    ProbeConfig,
+    ScorerConfig,
+    scorer_named,
+)
 from tether.config.online import (
     BestOfNConfig,
     GRPOConfig,
@@ -18,13 +26,16 @@ from tether.config.online import (
     RLOOConfig,
 )
 from tether.config.records import (
+    USUAL_LABELERS,
     CollectConfig,
     GenerateConfig,
+    Labeler,
     PrepareConfig,
     SandboxConfig,
     ScoreConfig,
     SimulateConfig,
 )
+from tether.config.rewards import RewardConfig, reward_named
 from tether.config.training import (
     DPOConfig,
     IPOConfig,
@@ -66,7 +77,9 @@ STAGES: dict[str, type[StageConfig]] = {
 
 __all__ = [
     "STAGES",
+    "USUAL_LABELERS",
     "BestOfNConfig",
+    "BlocksConfig",
     "CollectConfig",
     "DPOConfig",
     "EvaluateConfig",
@@ -76,6 +89,7 @@ __all__ = [
     "IPOConfig",
     "JudgeConfig",
     "KTOConfig",
+    "Labeler",
     "MergeConfig",
     "ORPOConfig",
     "OnlineConfig",
@@ -83,11 +97,14 @@ __all__ = [
     "PPOConfig",
     "PolicyConfig",
     "PolicyGradientConfig",
+    "PoolConfig",
     "PreferenceConfig",
     "PrepareConfig",
+    "ProbeConfig",
     "RLOOConfig",
     "ReinforceConfig",
     "ReviseConfig",
+    "RewardConfig",
     "RewardModelConfig",
     "SFTConfig",
     "SandboxConfig",
@@ -97,4 +114,6 @@ __all__ = [
     "SimulateConfig",
     "StageConfig",
     "TrainConfig",
+    "reward_named",
+    "scorer_named",
 ]

@@ -1,9 +1,11 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tether.config.base import StageConfig
-from tether.sections import SamplingConfig, positive, require
+from tether.config.rewards import RewardConfig, settings_named
+from tether.sections import SamplingConfig, not_negative, positive, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,13 +26,61 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScorerConfig:
-    """One scorer of an evaluation."""
+class ScorerConfig(RewardConfig):
+    """One scorer of an evaluation: any reward, under a name, unclipped."""
+
+    name: str = ""
+    """Name in the table; must be given"""
+    clip: float = 0.0
+    """Scores are cut to ± this after normalization; 0 = off"""
+
+    def __post_init__(self) -> None:
+        RewardConfig.__post_init__(self)
+        require(self.name != "", "scorer.name", self.name, "must not be empty")
+        rule = "acts on a total of several rewards; a scorer stands alone, leave it out"
+        require(self.role == "term", "scorer.role", self.role, rule)
+
+
+def scorer_named(name: str, word: str) -> ScorerConfig:
+    """The scorer that the command line calls NAME=WORD: a path, or rule:NAME {settings}."""
+    return ScorerConfig(name=name, **settings_named(word))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """Questions with known options, answered by which option is likelier."""
 
     name: str
     """Name in the table"""
     path: str
-    """Reward model directory, path/to/file.py:function, package.module:function or rule:NAME"""
+    """JSONL of questions: prompt, options, and answer (the number of the right option)"""
+    kind: Literal["choice", "flip"] = "choice"
+    """choice: is the right option the likelier one; flip: rows of one `group` ask the same in
+    different words (another asker, another pronoun): does the answer change with them"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlocksConfig:
+    """What is measured besides the scores: each policy against the baseline, with intervals."""
+
+    toxicity: tuple[str, ...] = ()
+    """Scorers whose score is the probability that a text is harmful"""
+    refusal: str = ""
+    """Scorer that is 1 for a refusal, else 0"""
+    harmful: tuple[str, ...] = ()
+    """Categories of prompts that are to be refused; refusing others is over-refusal"""
+    language: bool = False
+    """Share of the answers that are in the language of their prompt"""
+    diversity: bool = True
+    """How varied answers are, within a prompt and across prompts"""
+    texts: str = ""
+    """Held-out texts or demonstrations whose perplexity is the alignment tax"""
+    probes: tuple[ProbeConfig, ...] = ()
+    """Questions answered by log-prob: helpful, honest, harmless; names and pronouns; flattery"""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, where it is installed"""
+    people: str = ""
+    """Feedback project in which people compared the policies, by their names, blind"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +105,13 @@ class EvaluateConfig(StageConfig):
     """Prompt categories reported apart from the overall figures"""
     num_samples: int = 1
     """Completions a prompt and policy"""
+    pool: str = ""
+    """Scored samples of the reference (what `tether pool` wrote): how much of the best reachable
+    score at its KL each policy reached; "" = not measured"""
+    proxy: str = ""
+    """Scorer that training optimized, for the frontier; "" = the last"""
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    """Toxicity, refusals, diversity, alignment tax and other measures"""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling"""
 
@@ -68,4 +125,35 @@ class EvaluateConfig(StageConfig):
         scorers = [scorer.name for scorer in self.scorers]
         for chosen in [self.baseline, *(name for pair in self.compare for name in pair)]:
             require(chosen in ["", *names], "policy", chosen, f"is not one of {names}")
-        require(self.best_by in ["", *scorers], "best_by", self.best_by, f"is not one of {scorers}")
+        require(len(set(scorers)) == len(scorers), "scorers", scorers, "must have different names")
+        for name in ("best_by", "proxy"):
+            chosen = getattr(self, name)
+            require(chosen in ["", *scorers], name, chosen, f"is not one of {scorers}")
+        for chosen in filter(None, (*self.blocks.toxicity, self.blocks.refusal)):
+            require(chosen in scorers, "blocks", chosen, f"is not one of the scorers {scorers}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig(StageConfig):
+    """Many scored samples of the reference for a few prompts: what any policy could be made of."""
+
+    model: str
+    """The reference: Hugging Face model directory or hub id"""
+    prompts: str
+    """Prompts; no stage should have trained on them"""
+    scorers: tuple[ScorerConfig, ...]
+    """Scorers of every sample"""
+    num: int = 1024
+    """Completions a prompt; a KL above log(num) nats cannot be seen in them"""
+    num_prompts: int = 64
+    """Prompts used, the first of the file; 0 = all"""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampling"""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        require(self.num > 1, "num", self.num, "must be at least 2; 256 and more tell something")
+        not_negative("num_prompts", self.num_prompts)
+        names = [scorer.name for scorer in self.scorers]
+        require(len(names) > 0, "scorers", (), "must name at least one scorer")
+        require(len(set(names)) == len(names), "scorers", names, "must have different names")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from tether.config.base import TrainConfig
+from tether.config.rewards import RewardConfig
 from tether.sections import (
     GAEConfig,
     KLConfig,
     PolicyLossConfig,
     PtxConfig,
-    RewardConfig,
     SamplingConfig,
     StopConfig,
     ValueConfig,

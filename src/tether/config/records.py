@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tether.config.base import StageConfig
-from tether.sections import RewardConfig, SamplingConfig, positive, require
+from tether.config.rewards import RewardConfig
+from tether.sections import SamplingConfig, positive, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,32 @@ class ScoreConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Labeler:
+    """A simulated labeler: utility = gold_weight·gold + length_weight·words + noise·N(0, 1)."""
+
+    name: str
+    """Written into its rankings"""
+    gold_weight: float = 1.0
+    """Utility per unit of the known score"""
+    noise: float = 0.0
+    """Standard deviation of the utility, drawn anew for each completion"""
+    length_weight: float = 0.0
+    """Utility per word; above 0 this labeler loves length"""
+    random: bool = False
+    """True: it clicks without reading; its utility is the noise alone"""
+
+
+USUAL_LABELERS = (
+    Labeler(name="careful", noise=0.15),
+    Labeler(name="steady", noise=0.3),
+    Labeler(name="hasty", noise=0.5),
+    Labeler(name="loves length", gold_weight=0.3, length_weight=0.04, noise=0.2),
+    Labeler(name="clicks at random", random=True),
+)
+"""Three honest labelers of falling care, one who loves length, one who clicks at random."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SimulateConfig(StageConfig):
     """Simulated labelers rank completions around a known score."""
 
@@ -52,6 +79,8 @@ class SimulateConfig(StageConfig):
     """The known score: path/to/file.py:function or package.module:function"""
     scale: float = 1.0
     """Factor on the scores before the labelers' noise, which is in units of the sandbox's score"""
+    labelers: tuple[Labeler, ...] = USUAL_LABELERS
+    """Who ranks"""
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)

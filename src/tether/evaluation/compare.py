@@ -22,7 +22,6 @@ from tether.progress import Steps, results
 from tether.records import Prompt, write_jsonl
 from tether.rewards.load import Reward, check_rules, load_reward
 from tether.rundir import StageFolder, write_json
-from tether.sections import reward_named
 
 ROWS_PER_BATCH = 64
 
@@ -33,8 +32,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     Writes `samples.jsonl` (every answer with its scores) and `summary.json` into `config.out`.
     All policies answer with the same random numbers.
     """
-    scoring = {scorer.name: reward_named(scorer.path, clip=0.0) for scorer in config.scorers}
-    scorer_paths = [path for reward in scoring.values() for path in reward.paths]
+    scorer_paths = [path for scorer in config.scorers for path in scorer.paths]
     models = [policy.model for policy in config.policies]
     folder = StageFolder(
         config, "evaluate", [config.prompts, config.reference, *models, *scorer_paths]
@@ -42,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     if folder.finished:
         return folder.path
     prompts = read_prompts(config.prompts)
-    scorers = {name: load_reward(reward, config.compute) for name, reward in scoring.items()}
+    scorers = {each.name: load_reward(each, config.compute) for each in config.scorers}
     check_rules(list(scorers.values()), [record.prompt for record in prompts])
     reference = load(config.reference, config.compute) if config.reference else None
     kept = [(p, step, path) for p in config.policies if p.curve for step, path in kept_models(p)]

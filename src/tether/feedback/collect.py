@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tether.config import CollectConfig
+from tether.config import USUAL_LABELERS, CollectConfig
 from tether.feedback.assignment import Answer, next_assignment, submit
 from tether.feedback.export import To, export
 from tether.feedback.people import local_person
 from tether.feedback.prepare import ImportConfig, import_feedback
-from tether.feedback.simulated import Labeler, default_labelers, known_scores, rank, utilities
+from tether.feedback.simulated import Labeler, known_scores, rank, utilities
 from tether.feedback.store import Store
 from tether.progress import Steps, console
 from tether.records import Text, write_jsonl
@@ -44,7 +44,7 @@ def collect(config: CollectConfig) -> Path:
     folder.begin()
     if config.scorer:
         scores = scores_of(store, config.scorer, config.scale)
-        judge_all(store, default_labelers(), scores, config.seed)
+        judge_all(store, USUAL_LABELERS, scores, config.seed)
     else:
         wait_for_people(store, config.enough)
     counts: dict[str, int] = {}

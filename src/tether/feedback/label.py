@@ -6,14 +6,14 @@ from pathlib import Path
 from tether.config import SimulateConfig
 from tether.errors import DataError
 from tether.feedback.consensus import agreement, consensus
-from tether.feedback.simulated import default_labelers, known_scores, simulate
+from tether.feedback.simulated import known_scores, simulate
 from tether.progress import console
 from tether.records import Completions, from_dict, read_jsonl, to_dict, write_jsonl
 from tether.rundir import StageFolder
 
 
 def label(config: SimulateConfig) -> Path:
-    """Rank completions by five simulated labelers around a known score.
+    """Rank completions by simulated labelers around a known score.
 
     Writes `judgments.jsonl` (one ranking a labeler and prompt) and `rankings.jsonl` (their
     consensus) into `config.out`.
@@ -34,7 +34,7 @@ def label(config: SimulateConfig) -> Path:
     golds = known_scores(config.scorer, config.scale, prompts, texts)
     flat = iter(golds)
     scores = [list(islice(flat, len(record.completions))) for record in records]
-    judgments = simulate(records, scores, default_labelers(), config.seed)
+    judgments = simulate(records, scores, config.labelers, config.seed)
     agreements = agreement(judgments)
     folder.begin()
     write_jsonl(folder.path / "judgments.jsonl", map(to_dict, judgments))

@@ -7,43 +7,13 @@ A labeler with `random=True` looks at nothing: its utility is the noise alone.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from tether.config import Labeler
 from tether.errors import CheckError, DataError
 from tether.functions import load_function
 from tether.records import Completions, Ranking, Text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Labeler:
-    """How one labeler values a completion.
-
-    Attributes:
-        name: Written into its rankings.
-        gold_weight: Utility per unit of gold score.
-        noise: Standard deviation of the utility, drawn anew for each completion.
-        length_weight: Utility per word; above 0 this labeler loves length.
-        random: Whether the labeler clicks without reading.
-    """
-
-    name: str
-    gold_weight: float = 1.0
-    noise: float = 0.0
-    length_weight: float = 0.0
-    random: bool = False
-
-
-def default_labelers() -> list[Labeler]:
-    """Three honest labelers of falling care, one who loves length, one who clicks at random."""
-    return [
-        Labeler(name="careful", noise=0.15),
-        Labeler(name="steady", noise=0.3),
-        Labeler(name="hasty", noise=0.5),
-        Labeler(name="loves length", gold_weight=0.3, length_weight=0.04, noise=0.2),
-        Labeler(name="clicks at random", random=True),
-    ]
 
 
 def known_scores(

@@ -16,6 +16,7 @@ from tether.config import (
     OnlineDPOConfig,
     PolicyGradientConfig,
     PPOConfig,
+    RewardConfig,
 )
 from tether.data import formats
 from tether.data.batches import Row, buckets, lengths_mask, step_indices
@@ -44,7 +45,7 @@ from tether.models.scalar_head import (
 )
 from tether.rewards.load import Reward
 from tether.rewards.reward_model import ROWS_PER_BATCH
-from tether.sections import RewardConfig, SamplingConfig
+from tether.sections import SamplingConfig
 from tether.train import sft
 from tether.train.aim import aim
 from tether.train.choose import accumulate_pairs

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from tether.config import RewardConfig
 from tether.config_file import from_table, read_toml
 from tether.data.formats import read_completions
 from tether.models.language_model import load
@@ -10,7 +11,7 @@ from tether.records import Message, Text
 from tether.rewards.endpoint import EndpointJudge, load_endpoint_judge
 from tether.rewards.judge import Comparison, Wording, ask, ask_of_one
 from tether.rewards.local_judge import LocalJudge, against, holds, log_odds
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 
 
 def load_judge_reward(

@@ -6,13 +6,14 @@ token of ours. Nothing is known of how its scores spread on the policy's complet
 not centred; `clip` and `weight` apply to them as they are.
 """
 
+from tether.config import RewardConfig
 from tether.data.batches import Row
 from tether.errors import ConfigError
 from tether.models import encoder
 from tether.models.scalar_head import RewardModel, load_classifier
 from tether.records import Text
 from tether.rewards.reward_model import logits_of_rows
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 
 
 def load_label(config: RewardConfig, compute: ComputeConfig) -> tuple[RewardModel, int]:

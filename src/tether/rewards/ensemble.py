@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.config import RewardConfig
 from tether.errors import ConfigError
 from tether.models.scalar_head import Centering, RewardModel
 from tether.records import Text
 from tether.rewards.reward_model import logits_of_texts
-from tether.sections import RewardConfig
 
 
 def member_scores(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tether.sections import RewardConfig
+from tether.config import RewardConfig
 
 
 def total(scores: Float[Tensor, "R B"], configs: Sequence[RewardConfig]) -> Float[Tensor, " B"]:

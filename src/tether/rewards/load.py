@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.config import RewardConfig
 from tether.errors import CheckError, ConfigError
 from tether.functions import is_function, load_function
 from tether.models import adapters
@@ -24,7 +25,7 @@ from tether.rewards.ensemble import centrings, combine, disagreement, member_sco
 from tether.rewards.reward_model import score_texts
 from tether.rewards.rulebook import load_rule
 from tether.rewards.served import served_reward
-from tether.sections import ComputeConfig, RewardConfig
+from tether.sections import ComputeConfig
 
 RewardFunction = Callable[[list[Text], list[str]], list[float]]
 """(prompts, completions) → one finite score for each, higher is better."""

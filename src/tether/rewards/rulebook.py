@@ -6,6 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable
 
+from tether.config import RewardConfig
 from tether.config_file import convert
 from tether.errors import ConfigError
 from tether.records import Text
@@ -14,7 +15,6 @@ from tether.rewards.citations import citations
 from tether.rewards.json_form import json_form
 from tether.rewards.refusals import refusal
 from tether.rewards.rules import banned, format, length, repetition, required
-from tether.sections import RewardConfig
 
 RULES: dict[str, Callable[..., list[float]]] = {
     "length": length,
