@@ -7,8 +7,9 @@ percentile interval of that cluster bootstrap, and the same seed draws the same 
 P prompts (and Q, which must equal P), N and M samples a prompt.
 """
 
+import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +145,69 @@ def cluster_mean(
     sums = np.bincount(index, weights=_finite(values)).astype(np.float64)
     counts = np.bincount(index).astype(np.float64)
     return _bootstrap(sums, counts, seed, num_resamples, confidence)
+
+
+def bootstrap_of(
+    num_prompts: int,
+    statistic: Callable[[Shaped[np.ndarray, " P"]], float],
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Interval:
+    """A statistic of the whole set of prompts, and its interval from drawing prompts anew.
+
+    For what is no mean over prompts but hardly changes where a prompt comes twice, such as a
+    quantile of all samples. What counts different things (distinct words) needs `jackknife`.
+
+    Args:
+        num_prompts: P.
+        statistic: Takes numbers of P prompts, of which some may come several times, and returns
+            the statistic of their samples.
+        seed: Decides which prompts are drawn; the same seed draws the same as `cluster_bootstrap`.
+        num_resamples: Number of times that P prompts are drawn.
+        confidence: Share of the resampled statistics that lies within the interval.
+    """
+    value = statistic(np.arange(num_prompts))
+    if num_prompts == 1:
+        return Interval(value, math.nan, math.nan)
+    drawn = np.random.default_rng(seed).integers(num_prompts, size=(num_resamples, num_prompts))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile([statistic(chosen) for chosen in drawn], [tail, 1 - tail])
+    return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def jackknife(
+    value: float, without: Float[np.ndarray, " P"], *, confidence: float = 0.95
+) -> tuple[Interval, float]:
+    """Interval of a statistic of the whole set of prompts, from leaving each prompt out once.
+
+        se² = (P − 1)/P Σᵢ (θ₍ᵢ₎ − θ̄)²,   θ ± t_{P−1} · se
+
+    For smooth statistics of sets that drawing prompts with replacement would spoil: texts that
+    come twice are less varied by themselves. It is wrong for quantiles.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 11.
+
+    Args:
+        value: θ, of all prompts.
+        without: θ₍ᵢ₎, of all prompts but the i-th.
+        confidence: Of the interval.
+
+    Returns:
+        θ with its interval, and the two-sided p of θ = 0. With one prompt the ends are NaN, p 1.
+    """
+    from scipy.special import stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    number = len(without)
+    if number < 2:
+        return Interval(value, math.nan, math.nan), 1.0
+    error = math.sqrt((number - 1) / number * float(((without - without.mean()) ** 2).sum()))
+    half = float(stdtrit(number - 1, (1 + confidence) / 2)) * error
+    if error == 0:
+        return Interval(value, value, value), 1.0 if value == 0 else 0.0
+    p = 2 * float(stdtr(number - 1, -abs(value) / error))
+    return Interval(value, value - half, value + half), p
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

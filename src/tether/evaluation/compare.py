@@ -14,6 +14,9 @@ from tether.data.formats import read_prompts
 from tether.engine.decode import Sampled, completion_text, generate_tokens
 from tether.engine.sampling import EVALUATION
 from tether.errors import ConfigError
+from tether.evaluation.block_table import print_blocks
+from tether.evaluation.blocks import adjusted, write_blocks
+from tether.evaluation.every_block import blocks_of, check_blocks
 from tether.evaluation.summary import Sample, keep, summarize
 from tether.evaluation.table import print_table
 from tether.models.chat import encode_prompt
@@ -29,7 +32,8 @@ ROWS_PER_BATCH = 64
 def evaluate(config: EvaluateConfig) -> Path:
     """Answer the prompts by every policy, score the answers, and print what was gained.
 
-    Writes `samples.jsonl` (every answer with its scores) and `summary.json` into `config.out`.
+    Writes `samples.jsonl` (every answer with its scores), `summary.json` and `blocks.json` into
+    `config.out`.
     All policies answer with the same random numbers.
     """
     scorer_paths = [path for scorer in config.scorers for path in scorer.paths]
@@ -41,6 +45,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         return folder.path
     prompts = read_prompts(config.prompts)
     scorers = {each.name: load_reward(each, config.compute) for each in config.scorers}
+    check_blocks(config)
     check_rules(list(scorers.values()), [record.prompt for record in prompts])
     reference = load(config.reference, config.compute) if config.reference else None
     kept = [(p, step, path) for p in config.policies if p.curve for step, path in kept_models(p)]
@@ -67,10 +72,13 @@ def evaluate(config: EvaluateConfig) -> Path:
     seconds = {policy.name: cpu_seconds(policy.model) for policy in config.policies}
     known = {name: found for name, found in seconds.items() if found is not None}
     summary = replace(summary, kept=points, cpu_seconds=known)
+    blocks = adjusted(blocks_of(config, samples))
     folder.begin()
     write_jsonl(folder.path / "samples.jsonl", [sample.to_dict() for sample in samples])
     write_json(folder.path / "summary.json", summary.to_dict())
+    write_blocks(folder.path, blocks)
     print_table(summary, results)
+    print_blocks(blocks, results)
     return folder.finish(prompts=len(prompts), samples=len(samples))
 
 

@@ -1,24 +1,22 @@
 """What an evaluation found: scored samples in, figures with intervals out.
 
-Sample      one completion of one policy, with its scores
+Sample      one completion of one policy, with its scores (samples.py)
 Row         the figures of one policy on one category of prompts
 Comparison  one policy against another on the same prompts
 Summary     all of them; written as summary.json
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from tether.errors import DataError
 from tether.evaluation.plain import or_none, plain, with_intervals
-from tether.records import Text
+from tether.evaluation.samples import ALL, Group, Sample, by_policy, matrix, scores_of, select
 from tether.statistics import (
     Interval,
     cluster_bootstrap,
@@ -27,50 +25,6 @@ from tether.statistics import (
     repetition,
     win_rate,
 )
-
-ALL = "all"  # the category of the overall figures
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One completion and what was measured of it; a row of samples.jsonl."""
-
-    policy: str
-    prompt_index: int
-    """Number of the prompt: the same for every policy"""
-    sample_index: int
-    """Number of the sample among those of this policy and prompt"""
-    category: str
-    """Label of the prompt by which results are broken down; "" = none"""
-    prompt: Text
-    completion: str
-    finished: bool
-    """True where the completion ended by itself, False where the length limit cut it"""
-    num_tokens: int
-    scores: dict[str, float]
-    """Score by scorer"""
-    kl: float | None = None
-    """Sampled KL to the reference, nats per sequence; None or NaN = not measured"""
-    reference_perplexity: float | None = None
-    """Perplexity of the completion under the reference; None or NaN = not measured"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of this sample; what was not measured is null."""
-        row = dataclasses.asdict(self)
-        measured = {"kl": self.kl, "reference_perplexity": self.reference_perplexity}
-        return row | {name: or_none(value) for name, value in measured.items()}
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "Sample":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            DataError: A field is missing or unknown.
-        """
-        try:
-            return cls(**row)
-        except TypeError as error:
-            raise DataError(f"not a sample of an evaluation ({error}); evaluate again") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,10 +128,6 @@ class Summary:
             raise DataError(f"not the summary of an evaluation ({error}); evaluate again") from None
 
 
-# The samples of a policy, grouped by prompt in the order of the prompts: group[prompt][sample].
-Group = list[list[Sample]]
-
-
 def summarize(
     samples: Sequence[Sample],
     *,
@@ -200,14 +150,14 @@ def summarize(
     Raises:
         DataError: A name is not among the samples, or a policy lacks a prompt or a score.
     """
-    answers = _by_policy(samples)
+    answers = by_policy(samples)
     _check(answers, [baseline, *(name for pair in pairs for name in pair)], scorers)
     categories = _categories(next(iter(answers.values())), apart)
     per_prompt = min(len(group[0]) for group in answers.values())
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     for category in categories:
-        chosen = {name: _select(group, category, apart) for name, group in answers.items()}
+        chosen = {name: select(group, category, apart) for name, group in answers.items()}
         for name, group in chosen.items():
             rival = None if name == baseline else chosen[baseline]
             rows.append(_row(name, category, group, rival, scorers, per_prompt, seed))
@@ -234,25 +184,15 @@ def keep(policy: str, step: int, samples: Sequence[Sample], summary: Summary, se
         summary: Of the same evaluation.
         seed: Of the bootstrap over prompts.
     """
-    (group,) = _by_policy(samples).values()
+    (group,) = by_policy(samples).values()
     rows = [row for row in group if row[0].category not in summary.apart]
-    kl = _matrix(rows, _kl)
+    kl = matrix(rows, _kl)
     return Kept(
         policy=policy,
         step=step,
         kl=cluster_bootstrap(kl, seed=seed) if np.isfinite(kl).all() else None,
-        scores={n: cluster_bootstrap(_scores(rows, n), seed=seed) for n in summary.scorers},
+        scores={n: cluster_bootstrap(scores_of(rows, n), seed=seed) for n in summary.scorers},
     )
-
-
-def _by_policy(samples: Sequence[Sample]) -> dict[str, Group]:
-    prompts: dict[str, dict[int, list[Sample]]] = {}
-    for sample in samples:
-        prompts.setdefault(sample.policy, {}).setdefault(sample.prompt_index, []).append(sample)
-    return {
-        policy: [sorted(group[i], key=lambda sample: sample.sample_index) for i in sorted(group)]
-        for policy, group in prompts.items()
-    }
 
 
 def _check(answers: dict[str, Group], names: Sequence[str], scorers: Sequence[str]) -> None:
@@ -281,15 +221,9 @@ def _categories(group: Group, apart: Sequence[str]) -> list[str]:
     named = list(dict.fromkeys(row[0].category for row in group if row[0].category))
     if ALL in named:
         raise DataError(f"category {ALL!r} is the name of the overall figures; rename it")
-    if not _select(group, ALL, apart):
+    if not select(group, ALL, apart):
         raise DataError(f"apart={list(apart)!r} leaves no prompt for the overall figures")
     return [ALL, *named]
-
-
-def _select(group: Group, category: str, apart: Sequence[str]) -> Group:
-    if category == ALL:
-        return [row for row in group if row[0].category not in apart]
-    return [row for row in group if row[0].category == category]
 
 
 def _all_pairs(
@@ -313,14 +247,14 @@ def _row(
     samples = [sample for row in group for sample in row]
     wins = None
     if rival is not None:
-        wins = win_rate(_scores(group, scorers[0]), _scores(rival, scorers[0]), seed=seed)
-    kl = _matrix(group, _kl)
+        wins = win_rate(scores_of(group, scorers[0]), scores_of(rival, scorers[0]), seed=seed)
+    kl = matrix(group, _kl)
     return Row(
         policy=policy,
         category=category,
         num_prompts=len(group),
         num_samples=len(samples),
-        scores={name: cluster_bootstrap(_scores(group, name), seed=seed) for name in scorers},
+        scores={name: cluster_bootstrap(scores_of(group, name), seed=seed) for name in scorers},
         win_rate=wins,
         kl=cluster_bootstrap(kl, seed=seed) if np.isfinite(kl).all() else None,
         length=fmean([s.num_tokens for s in samples]),
@@ -340,7 +274,7 @@ def _compare(
     scorers: Sequence[str],
     seed: int,
 ) -> list[Comparison]:
-    both = [(_scores(chosen[policy], name), _scores(chosen[other], name)) for name in scorers]
+    both = [(scores_of(chosen[policy], name), scores_of(chosen[other], name)) for name in scorers]
     return [
         Comparison(
             policy=policy,
@@ -365,11 +299,3 @@ def _perplexity(samples: Sequence[Sample]) -> float | None:
 
 def _kl(sample: Sample) -> float:
     return math.nan if sample.kl is None else sample.kl
-
-
-def _scores(group: Group, scorer: str) -> Float[np.ndarray, "P N"]:
-    return _matrix(group, lambda sample: sample.scores[scorer])
-
-
-def _matrix(group: Group, value: Callable[[Sample], float]) -> Float[np.ndarray, "P N"]:
-    return np.array([[value(sample) for sample in row] for row in group], dtype=np.float64)
