@@ -30,6 +30,7 @@ One stage at a time (each explains its settings with --help)
   tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function|rule:NAME --out DIR
   tether score     --data FILE --reward DIR|file.py:function|rule:NAME --out DIR
   tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
+  tether evaluate-reward --reward NAME=DIR … --data PAIRS --out DIR   accuracy, calibration, tricks
 
 Other methods, with the settings of ppo or of reward
   tether grpo      tether rloo      tether reinforce       like ppo, without a value model
@@ -195,8 +196,9 @@ def _parse(kind: str, arguments: list[str]) -> Any:
         taken["adapters"] = tuple(adapters)
     if kind == "evaluate":
         models = [_named(word) for word in _take(arguments, "--model") or example]
-        scorers = [_named(word) for word in _take(arguments, "--reward") or example]
         taken["policies"] = tuple(PolicyConfig(name=name, model=path) for name, path in models)
+    if kind in ("evaluate", "evaluate-reward"):
+        scorers = [_named(word) for word in _take(arguments, "--reward") or example]
         taken["scorers"] = tuple(scorer_named(name, word) for name, word in scorers)
     cls = STAGES[kind]
     return tyro.cli(
@@ -332,7 +334,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "plan": plan,
     **{kind: stage(kind) for kind in ("sft", "reward", *ONLINE, *OFFLINE)},
-    **{kind: stage(kind) for kind in ("score", "evaluate", "merge", "revise", "judge")},
+    **{
+        kind: stage(kind)
+        for kind in ("score", "evaluate", "evaluate-reward", "merge", "revise", "judge")
+    },
     "generate": generate,
     "feedback simulate": stage("simulate"),
     **{name: function(name, path) for name, path in FUNCTIONS.items()},

@@ -42,6 +42,7 @@ RUNNERS = {
     "merge": "tether.models.merge:merge",
     "score": "tether.rewards.score:score",
     "evaluate": "tether.evaluation.compare:evaluate",
+    "evaluate-reward": "tether.evaluation.reward_model:evaluate_reward",
 }
 """The function of each stage kind; imported only when it runs."""
 

@@ -12,6 +12,7 @@ from tether.config.evaluation import (
     PolicyConfig,
     PoolConfig,
     ProbeConfig,
+    RewardEvaluationConfig,
     ScorerConfig,
     scorer_named,
 )
@@ -72,6 +73,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "merge": MergeConfig,
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
+    "evaluate-reward": RewardEvaluationConfig,
 }
 """Stage kinds of a recipe and their settings."""
 
@@ -105,6 +107,7 @@ __all__ = [
     "ReinforceConfig",
     "ReviseConfig",
     "RewardConfig",
+    "RewardEvaluationConfig",
     "RewardModelConfig",
     "SFTConfig",
     "SandboxConfig",

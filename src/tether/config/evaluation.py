@@ -53,10 +53,12 @@ class ProbeConfig:
     name: str
     """Name in the table"""
     path: str
-    """JSONL of questions: prompt, options, and answer (the number of the right option)"""
-    kind: Literal["choice", "flip"] = "choice"
+    """JSONL of questions: prompt or question, options, and answer (the number, from 0, of the
+    right option); or "hhh", "pronouns" or "sycophancy": small sets that come with the package"""
+    kind: Literal["", "choice", "flip"] = ""
     """choice: is the right option the likelier one; flip: rows of one `group` ask the same in
-    different words (another asker, another pronoun): does the answer change with them"""
+    different words (another asker, another pronoun): does the answer change with them; "" = flip
+    where the rows have a group"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,4 +158,29 @@ class PoolConfig(StageConfig):
         not_negative("num_prompts", self.num_prompts)
         names = [scorer.name for scorer in self.scorers]
         require(len(names) > 0, "scorers", (), "must name at least one scorer")
+        require(len(set(names)) == len(names), "scorers", names, "must have different names")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardEvaluationConfig(StageConfig):
+    """How good a reward is: accuracy, calibration, what it makes of length, and robustness."""
+
+    data: str
+    """Preference pairs or rankings that no reward was trained on; `category` breaks them down"""
+    scorers: tuple[ScorerConfig, ...]
+    """Rewards to evaluate, side by side"""
+    bins: int = 10
+    """Bins of the reliability curve, of the confidences from 0.5 to 1"""
+    num_texts: int = 500
+    """Completions that are shuffled, cut and padded to see whether the score rises; 0 = none"""
+    num_examples: int = 3
+    """Worst examples shown, of each way of spoiling a text"""
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        positive("bins", self.bins)
+        not_negative("num_texts", self.num_texts)
+        not_negative("num_examples", self.num_examples)
+        names = [scorer.name for scorer in self.scorers]
+        require(len(names) > 0, "scorers", (), "must name at least one reward")
         require(len(set(names)) == len(names), "scorers", names, "must have different names")
