@@ -66,6 +66,7 @@ class PreferencePair:
     weight: float = 1.0
     criterion: str = ""
     labeler: str = ""
+    category: str = ""
     num_labelers: int | None = None
 
     def __post_init__(self) -> None:

@@ -42,7 +42,8 @@ _COMPARISONS = (
     "prompt + completions + ranks; prompt + chosen + rejected, the prompt also as instruction, "
     "conversations or messages; chosen + rejected that begin alike (HH-RLHF, messages); "
     "input.messages + preferred_output + non_preferred_output (OpenAI); "
-    "instruction + completions with response and overall_score (UltraFeedback)"
+    "instruction + completions with response and overall_score (UltraFeedback); "
+    "input + output_1 + output_2 + label (LLMBar)"
 )
 _THUMBS = (
     "prompt + completion + label (true, false, 1 or 0); text + label; conversations (ShareGPT) or "
@@ -170,6 +171,8 @@ def _demonstration(row: Row, where: str) -> Demonstration | None:
 
 
 def _comparison(row: Row, where: str) -> Ranking | PreferencePair | None:
+    if row.get("category") is None and isinstance(row.get("subset"), str):
+        row = {**row, "category": row["subset"]}  # RewardBench, LLMBar
     if {"prompt", "completions", "ranks"} <= row.keys():
         return from_dict(Ranking, row, where)
     if {"prompt", "chosen", "rejected"} <= row.keys():
@@ -330,12 +333,26 @@ def alpaca(row: Row) -> Row | None:
     return fields
 
 
+def labelled_outputs(row: Row) -> Row | None:
+    """LLMBar: `input`, `output_1`, `output_2`, and in `label` the number of the better one."""
+    if not {"input", "output_1", "output_2", "label"} <= row.keys():
+        return None
+    if row["label"] not in (1, 2):
+        raise DataError(f"label={shown(row['label'])} must be 1 or 2, the better of the outputs")
+    return {
+        "prompt": row["input"],
+        "completions": [row["output_1"], row["output_2"]],
+        "ranks": [1, 2] if row["label"] == 1 else [2, 1],
+    }
+
+
 SHAPES = (
     hh_transcripts,
     conversation_pair,
     conversation,
     openai_preference,
     ultrafeedback,
+    labelled_outputs,
     alpaca,
 )
 
