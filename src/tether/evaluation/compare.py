@@ -38,8 +38,9 @@ def evaluate(config: EvaluateConfig) -> Path:
     """
     scorer_paths = [path for scorer in config.scorers for path in scorer.paths]
     models = [policy.model for policy in config.policies]
+    asked = [config.blocks.texts, *(probe.path for probe in config.blocks.probes)]
     folder = StageFolder(
-        config, "evaluate", [config.prompts, config.reference, *models, *scorer_paths]
+        config, "evaluate", [config.prompts, config.reference, *models, *scorer_paths, *asked]
     )
     if folder.finished:
         return folder.path

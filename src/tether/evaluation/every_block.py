@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tether.config import EvaluateConfig
+from tether.evaluation.asked import ask_policies, read_asked
 from tether.evaluation.blocks import Block
 from tether.evaluation.samples import Sample
 from tether.evaluation.toxicity import toxicity
@@ -13,7 +14,9 @@ def check_blocks(config: EvaluateConfig) -> None:
 
     Raises:
         ConfigError: Something that a block needs is missing.
+        DataError: Texts or a probe cannot be read.
     """
+    read_asked(config.blocks)
 
 
 def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
@@ -29,4 +32,4 @@ def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
         toxicity(samples, scorer, baseline=baseline, apart=apart, seed=seed)
         for scorer in asked.toxicity
     ]
-    return blocks
+    return blocks + ask_policies(read_asked(config.blocks), config)
