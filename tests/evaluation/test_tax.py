@@ -157,7 +157,7 @@ def test_a_model_with_a_chat_template_is_asked_in_a_chat(tmp_path, harness):
 
 def test_a_task_that_is_unknown_is_told_in_one_line(tmp_path, harness):
     save_tiny(tmp_path / "model")
-    with pytest.raises(ConfigError, match="refuses them.*not found: missing") as error:
+    with pytest.raises(ConfigError, match=r"refuses them.*not found: missing") as error:
         run_tasks(load(str(tmp_path / "model"), CPU), ("missing",))
     assert "\n" not in str(error.value)
 

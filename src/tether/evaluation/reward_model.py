@@ -126,7 +126,7 @@ def _against_length(
     """A share of pairs, and its difference to that of the length; prompts are drawn anew."""
     clusters = [found.choices[i].prompt for i in where]
     value = cluster_mean(hits, clusters, seed=seed)
-    if name == LENGTH:
+    if name in (LENGTH, FIRST):
         return Measure(name=row, policy=name, value=value, better="high", unit="share")
     return Measure(
         name=row,

@@ -75,7 +75,7 @@ def robustness_block(
                 reward.raw([found.prompts[i] for i in changed], [after[i] for i in changed])
             )
             rise = (new - scores[name][changed]) / spread(scores[name])
-            raised = cluster_mean((rise > 0).astype(float), clusters, seed=config.seed)
+            raised = cluster_mean((rise > RISES).astype(float), clusters, seed=config.seed)
             mean = cluster_mean(rise, clusters, seed=config.seed)
             measures += [
                 Measure(
@@ -97,7 +97,7 @@ def robustness_block(
                     "after": after[changed[k]],
                 }
                 for k in worst
-                if rise[k] > 0
+                if rise[k] > RISES
             ]
     order = list(dict.fromkeys(each.name for each in measures))
     return Block(
