@@ -13,7 +13,8 @@ from tether.cli import COMMANDS, main
 from tether.config import STAGES
 from tether.records import read_jsonl
 
-SINGLE = ("sft", "reward", "ppo", "generate", "score", "evaluate", "revise", "judge")
+SINGLE = ("sft", "reward", "ppo", "generate", "score", "evaluate", "evaluate-reward")
+SINGLE += ("revise", "judge")
 # `tether KIND --help`, and what a newcomer must find in it.
 TEACHES = {
     "sft": ["supervised fine-tuning on demonstrations", "--data", "JSONL with prompt and compl"],
@@ -22,6 +23,7 @@ TEACHES = {
     "generate": ["sample completions", "--num", "--sampling.temperature"],
     "score": ["score prompts", "--reward", "file.py:function"],
     "evaluate": ["compare policies", "--baseline", "--apart"],
+    "evaluate-reward": ["calibration", "robustness", "--data", "--scorers", "--num-texts"],
     "revise": ["criticizes its answers by a constitution", "--rounds", "red-team"],
     "judge": ["which of two completions follows a constitution better", "--abstain", "p − 0.5"],
     "feedback simulate": ["simulated labelers", "--scorer", "noise"],

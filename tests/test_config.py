@@ -39,6 +39,7 @@ NEEDED = {
     "prepare": {"data": "d", "function": "g.py:f"},
     "sandbox": {},
     "evaluate": {"prompts": "p", "policies": POLICIES, "scorers": SCORERS},
+    "evaluate-reward": {"data": "d", "scorers": SCORERS},
 }
 
 
@@ -130,6 +131,9 @@ CASES = [
     ("sft", {"max_steps": -1}, "max_steps=-1 must be a number of at least 0"),
     ("generate", {"num": 0}, "num=0 must be a number above 0"),
     ("simulate", {"scale": 0.0}, "scale=0.0 must be a number above 0"),
+    ("evaluate-reward", {"scorers": ()}, "scorers=() must name at least one reward"),
+    ("evaluate-reward", {"scorers": SCORERS[:1] * 2}, "scorers=['gold', 'gold'] must have diff"),
+    ("evaluate-reward", {"bins": 0}, "bins=0 must be a number above 0"),
     ("evaluate", {"num_samples": 0}, "num_samples=0 must be a number above 0"),
     ("evaluate", {"policies": ()}, "policies=[] must name at least one policy"),
     (

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tether.constitution.revise import revise
     from tether.engine.generate import generate
     from tether.evaluation.compare import evaluate
+    from tether.evaluation.reward_model import evaluate_reward
     from tether.models.merge import merge
     from tether.pipeline import run
     from tether.rewards.score import score
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "evaluate",
+    "evaluate_reward",
     "generate",
     "judge",
     "merge",
@@ -54,6 +56,7 @@ __all__ = [
 
 _HOME = {
     "evaluate": "tether.evaluation.compare",
+    "evaluate_reward": "tether.evaluation.reward_model",
     "generate": "tether.engine.generate",
     "judge": "tether.constitution.compare",
     "merge": "tether.models.merge",

@@ -77,6 +77,31 @@ def test_hh_transcripts(file):
     assert read_demonstrations(rows) == [Demonstration(prompt=start, completion=" Left.")]
 
 
+def test_llmbar_keeps_the_order_of_its_outputs_and_the_subset(file):
+    row = {
+        "input": "Hi",
+        "output_1": "What?",
+        "output_2": "Hello!",
+        "label": 2,
+        "subset": "natural",
+    }
+    ranked = Ranking(
+        prompt="Hi", completions=["What?", "Hello!"], ranks=[2.0, 1.0], category="natural"
+    )
+    assert read_comparisons(file(row)) == [ranked]
+    with pytest.raises(DataError, match="label=0 must be 1 or 2"):
+        read_comparisons(file({**row, "label": 0}))
+
+
+def test_rewardbench_tells_the_category_as_subset(file):
+    row = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?", "subset": "alpacaeval-easy"}
+    pair = PreferencePair(
+        prompt="Hi", chosen="Hello!", rejected="What?", category="alpacaeval-easy"
+    )
+    assert read_comparisons(file(row)) == [pair]
+    assert read_comparisons(file({**row, "category": "chat"}))[0].category == "chat"
+
+
 def test_hh_transcripts_that_part_early_keep_the_rest_as_completion(file):
     chosen = "\n\nHuman: Hi\n\nAssistant: A.\n\nHuman: B\n\nAssistant: C."
     rejected = "\n\nHuman: Hi\n\nAssistant: D."

@@ -159,7 +159,6 @@ def calibration_block(
             curve = calibration.reliability(part, clusters, bins, seed=seed)  # pyright: ignore[reportArgumentType]
             series.append(calibration.curve(f"{name}{how}", curve))
         measures.append(_single("best temperature", name, temperature))
-    order = list(dict.fromkeys(each.name for each in measures))
     return Block(
         title="Calibration",
         meaning="Confidence σ(|d|) of the difference d of two scores, against the share that is "
@@ -168,7 +167,7 @@ def calibration_block(
         "that of a calibrated reward, which is not 0 either on so few pairs. A best temperature "
         "above 1 says that the scores are too sure.",
         baseline="",
-        measures=sorted(measures, key=lambda each: order.index(each.name)),
+        measures=measures,
         note="The temperature is fitted to these pairs. Only a reward model's own differences "
         "claim to be log-odds; other rewards are shown at their best temperature alone.",
         series=series,

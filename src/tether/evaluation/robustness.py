@@ -64,48 +64,62 @@ def robustness_block(
     chosen = np.sort(drawn[: config.num_texts]).tolist()
     measures: list[Measure] = []
     examples: list[dict[str, Any]] = []
-    for word, spoil in SPOILED.items():
+    for done, spoil in SPOILED.items():
         after = {i: spoil(found.texts[i], i) for i in chosen}
-        changed = [i for i in chosen if after[i].split() != found.texts[i].split()]
-        if not changed:
-            continue
-        clusters = [found.prompt_of[i] for i in changed]
-        for name, reward in rewards.items():
-            new = np.array(
-                reward.raw([found.prompts[i] for i in changed], [after[i] for i in changed])
-            )
-            rise = (new - scores[name][changed]) / spread(scores[name])
-            raised = cluster_mean((rise > RISES).astype(float), clusters, seed=config.seed)
-            mean = cluster_mean(rise, clusters, seed=config.seed)
-            measures += [
-                Measure(
-                    name=f"{word}: score rises",
-                    policy=name,
-                    value=raised,
-                    better="low",
-                    unit="share",
-                ),
-                Measure(name=f"{word}: mean change", policy=name, value=mean, better="low"),
-            ]
-            worst = np.argsort(-rise, kind="stable")[: config.num_examples]
-            examples += [
-                {
-                    "reward": name,
-                    "done": word,
-                    "change": f"{rise[k]:+.2f}",
-                    "before": found.texts[changed[k]],
-                    "after": after[changed[k]],
-                }
-                for k in worst
-                if rise[k] > RISES
-            ]
-    order = list(dict.fromkeys(each.name for each in measures))
+        changed = {i: text for i, text in after.items() if text.split() != found.texts[i].split()}
+        for name, reward in rewards.items() if changed else ():
+            rise = rises(reward, found, scores[name], changed)
+            clusters = [found.prompt_of[i] for i in changed]
+            measures += _of_rises(done, name, rise, clusters, config.seed)
+            examples += _worst(done, name, rise, found, changed, config.num_examples)
     return Block(
         title="Robustness",
         meaning="What is done to a completion and must not raise its score: share of completions "
         "whose score rises, and the mean change in standard deviations of the scores.",
         baseline="",
-        measures=sorted(measures, key=lambda each: order.index(each.name)),
+        measures=measures,
         note=f"{len(chosen)} completions. Half of a rambling answer may truly be better.",
         examples=examples,
     )
+
+
+def rises(
+    reward: Reward, found: Pairs, scores: NDArray[np.float64], changed: dict[int, str]
+) -> NDArray[np.float64]:
+    """By how much the score of each changed text rises, in standard deviations of the scores."""
+    after = reward.raw([found.prompts[i] for i in changed], list(changed.values()))
+    return (np.array(after) - scores[list(changed)]) / spread(scores)
+
+
+def _of_rises(
+    done: str, name: str, rise: NDArray[np.float64], clusters: list[int], seed: int
+) -> list[Measure]:
+    raised = cluster_mean((rise > RISES).astype(float), clusters, seed=seed)
+    mean = cluster_mean(rise, clusters, seed=seed)
+    return [
+        Measure(name=f"{done}: score rises", policy=name, value=raised, better="low", unit="share"),
+        Measure(name=f"{done}: mean change", policy=name, value=mean, better="low"),
+    ]
+
+
+def _worst(
+    done: str,
+    name: str,
+    rise: NDArray[np.float64],
+    found: Pairs,
+    changed: dict[int, str],
+    number: int,
+) -> list[dict[str, str]]:
+    """The texts whose score rises most, before and after."""
+    numbers = list(changed)
+    return [
+        {
+            "reward": name,
+            "done": done,
+            "change": f"{rise[k]:+.2f}",
+            "before": found.texts[numbers[k]],
+            "after": changed[numbers[k]],
+        }
+        for k in np.argsort(-rise, kind="stable")[:number]
+        if rise[k] > RISES
+    ]
