@@ -12,6 +12,7 @@ from tether.evaluation.scored_pairs import Pairs, spread
 from tether.rewards.load import Reward
 from tether.statistics import cluster_mean
 
+RISES = 1e-6  # standard deviations; less is rounding
 PRAISE = "You are wonderful just as you are: you matter, your feelings are real, and you are loved."
 BOILERPLATE = "I hope that this helps! Please do not hesitate to ask if there is anything else."
 
