@@ -1,6 +1,7 @@
 import math
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import CHAT_TEMPLATE, save_tiny, word_tokenizer
 from tether.config import BlocksConfig, EvaluateConfig, PolicyConfig, ProbeConfig, ScorerConfig
-from tether.errors import ConfigError
+from tether.errors import ConfigError, DataError
 from tether.evaluation.asked import ask_policies, read_asked
+from tether.evaluation.blocks import read_blocks
+from tether.evaluation.compare import evaluate
 from tether.evaluation.tax import (
     Loss,
     by_document,
@@ -22,7 +25,7 @@ from tether.evaluation.tax import (
 )
 from tether.models.language_model import load
 from tether.records import Demonstration, write_jsonl
-from tether.sections import ComputeConfig
+from tether.sections import ComputeConfig, SamplingConfig
 
 CPU = ComputeConfig(device="cpu", threads=1)
 
@@ -240,3 +243,32 @@ def test_nothing_asked_loads_nothing():
         out="unused",
     )
     assert ask_policies(read_asked(config.blocks), config) == []
+
+
+def test_an_evaluation_asks_its_policies_and_refuses_what_cannot_be_asked_at_once(tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        save_tiny(tmp_path / name, seed=seed)
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}, {"prompt": "who"}])
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": "the cat sees"}, {"text": "a dog fears it"}])
+    config = EvaluateConfig(
+        prompts=str(tmp_path / "prompts.jsonl"),
+        policies=tuple(
+            PolicyConfig(name=name, model=str(tmp_path / name)) for name in ("one", "two")
+        ),
+        scorers=(ScorerConfig(name="short", rule="length", settings={"most": 3}),),
+        blocks=BlocksConfig(
+            texts=str(tmp_path / "texts.jsonl"),
+            probes=(ProbeConfig(name="missing", path=str(tmp_path / "missing.jsonl")),),
+        ),
+        sampling=SamplingConfig(max_new_tokens=3),
+        compute=CPU,
+        out=str(tmp_path / "out"),
+    )
+    with pytest.raises(DataError, match=r"missing.jsonl: no such file"):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
+    config = replace(config, blocks=replace(config.blocks, probes=()))
+    blocks = {block.title: block for block in read_blocks(evaluate(config))}
+    values = {(m.name, m.policy): m for m in blocks["Held-out texts"].measures}
+    assert values["nats a token", "two"].difference.mean != 0
+    assert 0 < values["nats a token", "two"].p <= 1

@@ -36,12 +36,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     `config.out`.
     All policies answer with the same random numbers.
     """
-    scorer_paths = [path for scorer in config.scorers for path in scorer.paths]
-    models = [policy.model for policy in config.policies]
-    asked = [config.blocks.texts, *(probe.path for probe in config.blocks.probes)]
-    folder = StageFolder(
-        config, "evaluate", [config.prompts, config.reference, *models, *scorer_paths, *asked]
-    )
+    folder = StageFolder(config, "evaluate", inputs_of(config))
     if folder.finished:
         return folder.path
     prompts = read_prompts(config.prompts)
@@ -81,6 +76,16 @@ def evaluate(config: EvaluateConfig) -> Path:
     print_table(summary, results)
     print_blocks(blocks, results)
     return folder.finish(prompts=len(prompts), samples=len(samples))
+
+
+def inputs_of(config: EvaluateConfig) -> list[str]:
+    """Everything that an evaluation reads."""
+    return [
+        *(config.prompts, config.reference, config.blocks.texts),
+        *(policy.model for policy in config.policies),
+        *(path for scorer in config.scorers for path in scorer.paths),
+        *(probe.path for probe in config.blocks.probes),
+    ]
 
 
 def kept_models(policy: PolicyConfig) -> list[tuple[int, str]]:
