@@ -86,6 +86,30 @@ def paired_difference(
     return _bootstrap(differences, np.ones_like(differences), seed, num_resamples, confidence)
 
 
+def unpaired_difference(
+    a: Shaped[np.ndarray, "P *N"],
+    b: Shaped[np.ndarray, "Q *M"],
+    *,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """mean(a) - mean(b) on different prompts, of which each side draws its own.
+
+    Raises:
+        ValueError: As `cluster_bootstrap`.
+    """
+    sides = [_prompt_means(a), _prompt_means(b)]
+    difference = float(sides[0].mean() - sides[1].mean())
+    if min(map(len, sides)) == 1:
+        return Interval(difference, math.nan, math.nan)
+    first, second = (
+        _resampled(means, np.ones_like(means), np.random.default_rng((seed, side)), num_resamples)
+        for side, means in enumerate(sides)
+    )
+    return _ends(difference, first - second, confidence)
+
+
 def win_rate(
     a: Shaped[np.ndarray, "P *N"],
     b: Shaped[np.ndarray, "Q *M"],
@@ -172,9 +196,7 @@ def bootstrap_of(
     if num_prompts == 1:
         return Interval(value, math.nan, math.nan)
     drawn = np.random.default_rng(seed).integers(num_prompts, size=(num_resamples, num_prompts))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile([statistic(chosen) for chosen in drawn], [tail, 1 - tail])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return _ends(value, np.array([statistic(chosen) for chosen in drawn]), confidence)
 
 
 def jackknife(
@@ -278,16 +300,31 @@ def _bootstrap(
     if len(sums) == 1:
         return Interval(mean, float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
+    return _ends(mean, _resampled(sums, counts, generator, num_resamples), confidence)
+
+
+def _resampled(
+    sums: Float[np.ndarray, " P"],
+    counts: Float[np.ndarray, " P"],
+    generator: np.random.Generator,
+    num_resamples: int,
+) -> NDArray[np.float64]:
+    """sum(sums) / sum(counts) of each set of P prompts drawn."""
     rows = max(1, _DRAWS_AT_ONCE // len(sums))
     means: list[NDArray[np.float64]] = []
     for start in range(0, num_resamples, rows):
         size = (min(rows, num_resamples - start), len(sums))
         drawn = generator.integers(len(sums), size=size, dtype=np.int32)
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    return np.concatenate(means)
+
+
+def _ends(value: float, resampled: NDArray[np.float64], confidence: float) -> Interval:
+    """Percentiles of what was resampled."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     # Rounding must not put the mean of equal values outside its own interval.
-    return Interval(mean, min(float(low), mean), max(float(high), mean))
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def _prompt_means(values: Shaped[np.ndarray, "P *N"]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ card show any of them alike.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,31 @@ def measure(
         difference=paired_difference(values, baseline, seed=seed),
         p=paired_p(values, baseline),
     )
+
+
+def measures(
+    name: str,
+    values: Mapping[str, Shaped[np.ndarray, "P *N"]],
+    baseline: str,
+    *,
+    better: Literal["high", "low", ""] = "",
+    unit: Literal["", "share"] = "",
+    seed: int = 0,
+) -> list[Measure]:
+    """`measure` of every policy, each against the baseline's values where it has some."""
+    rival = values.get(baseline)
+    return [
+        measure(
+            name,
+            policy,
+            each,
+            None if policy == baseline else rival,
+            better=better,
+            unit=unit,
+            seed=seed,
+        )
+        for policy, each in values.items()
+    ]
 
 
 def paired_p(a: Shaped[np.ndarray, "P *N"], b: Shaped[np.ndarray, "Q *M"]) -> float:

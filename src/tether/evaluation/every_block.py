@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from tether.config import EvaluateConfig
 from tether.evaluation.asked import ask_policies, read_asked
 from tether.evaluation.blocks import Block
+from tether.evaluation.diversity import diversity
+from tether.evaluation.language import languages, load_detector
+from tether.evaluation.refusals import refusals
 from tether.evaluation.samples import Sample
 from tether.evaluation.toxicity import toxicity
 
@@ -17,6 +20,8 @@ def check_blocks(config: EvaluateConfig) -> None:
         DataError: Texts or a probe cannot be read.
     """
     read_asked(config.blocks)
+    if config.blocks.language:
+        load_detector()
 
 
 def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
@@ -27,9 +32,14 @@ def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
     """
     asked = config.blocks
     baseline = config.baseline or config.policies[0].name
-    apart, seed = config.apart, config.seed
-    blocks = [
-        toxicity(samples, scorer, baseline=baseline, apart=apart, seed=seed)
-        for scorer in asked.toxicity
-    ]
-    return blocks + ask_policies(read_asked(config.blocks), config)
+    same = {"baseline": baseline, "apart": config.apart, "seed": config.seed}
+    blocks = [toxicity(samples, scorer, **same) for scorer in asked.toxicity]
+    if asked.refusal:
+        blocks.append(
+            refusals(samples, asked.refusal, asked.harmful, baseline=baseline, seed=config.seed)
+        )
+    if asked.language:
+        blocks.append(languages(samples, load_detector(), **same))
+    if asked.diversity:
+        blocks.append(diversity(samples, **same))
+    return blocks + ask_policies(read_asked(asked), config)
