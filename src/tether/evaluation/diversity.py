@@ -150,14 +150,18 @@ def _of_sets(rows: Texts, k: int, seed: int) -> dict[str, OfSet]:
         for count in (partial(grams, n=1), partial(grams, n=2), lambda x: Counter([opening(x)]))
     )
     found = [
-        OfSet(words.distinct[0], words.distinct[1:]),
-        OfSet(pairs.distinct[0], pairs.distinct[1:]),
-        OfSet(pairs.entropy[0], pairs.entropy[1:]),
+        _of_set(words.distinct),
+        _of_set(pairs.distinct),
+        _of_set(pairs.entropy),
         _likeness(rows, k, seed),
-        OfSet(starts.distinct[0], starts.distinct[1:]),
-        OfSet(starts.commonest[0], starts.commonest[1:]),
+        _of_set(starts.distinct),
+        _of_set(starts.commonest),
     ]
     return dict(zip(ACROSS, found, strict=True))
+
+
+def _of_set(figures: Float[np.ndarray, " P+1"]) -> OfSet:
+    return OfSet(float(figures[0]), figures[1:])
 
 
 def _varieties(rows: Texts, k: int, count: Callable[[str], Counter[Any]]) -> Varieties:
