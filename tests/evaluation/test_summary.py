@@ -209,3 +209,22 @@ def test_every_prompt_needs_the_same_number_of_samples():
     found = [sample(), sample(sample_index=1), sample(prompt_index=1)]
     with pytest.raises(DataError, match="'sft' has more samples of one prompt"):
         summarize(found, baseline="sft", scorers=["gold"])
+
+
+def test_p_values_are_adjusted_over_all_comparisons():
+    summary = made_up.summary()
+    # As worked out in test_table.py; the new topic has one prompt and so no p.
+    assert comparison(summary, "ppo", "base").p == pytest.approx(6 * 0.0577, abs=1e-3)
+    assert comparison(summary, "base", "sft", "proxy").p == pytest.approx(4 * 0.2048, abs=1e-3)
+    assert comparison(summary, "ppo", "sft").p == 1.0
+    assert comparison(summary, "ppo", "sft", category="new topic").p is None
+
+
+def test_a_summary_of_before_length_control_can_be_read():
+    old = json.loads(json.dumps(made_up.summary().to_dict()))
+    for each in [*old["rows"], *old["comparisons"]]:
+        del each["even_win_rate"]
+        each.pop("p", None)
+    read = Summary.from_dict(old)
+    assert {each.even_win_rate for each in [*read.rows, *read.comparisons]} == {None}
+    assert {each.p for each in read.comparisons} == {None}

@@ -78,7 +78,7 @@ def test_a_sentence_says_what_the_interval_allows(difference, says):
 
 def test_only_columns_with_figures_exist():
     titles = [column.title for column in columns(made_up.summary())]
-    scores = ["gold", "proxy", "KL", "wins vs sft"]
+    scores = ["gold", "proxy", "KL", "wins vs sft", "at equal length"]
     texts = ["length", "finished", "distinct-2", "repetition", "perplexity"]
     assert titles == scores + texts
     bare = [
@@ -91,16 +91,16 @@ def test_only_columns_with_figures_exist():
 
 
 def test_one_row_a_policy_in_one_table_where_there_is_room():
-    lines = printed(made_up.summary(), 120)
+    lines = printed(made_up.summary(), 140)
     assert " ".join(lines[0].split()) == (
-        "policy gold proxy KL wins vs sft length finished distinct-2 repetition perplexity"
+        "policy gold proxy KL wins vs sft at equal length length finished distinct-2 repetition perplexity"
     )
     # ppo: gold 1.75 [1.5, 2], proxy 3.5, KL 2, wins .5625, 4 tokens, all finished. Bigrams of
     # "ppo answers i j": "ppo answers" 4 times; "answers 0", "answers 1" twice each; 0 0, 0 1, 1 0,
     # 1 1: 7 distinct of 12.
     (ppo,) = [line for line in lines[2:5] if line.startswith("ppo")]
     assert " ".join(ppo.split()) == (
-        "ppo 1.75 [1.50, 2.00] 3.50 2.00 56% [25, 88] 4.0 100% 0.583 0.0% 3.00"
+        "ppo 1.75 [1.50, 2.00] 3.50 2.00 56% [25, 88] 56% 4.0 100% 0.583 0.0% 3.00"
     )
     assert "new topic (apart)" in lines
     assert [line.split()[0] for line in lines if line.startswith(("base", "sft", "ppo"))] == [
@@ -116,48 +116,45 @@ def test_a_narrow_console_gets_two_whole_tables():
     assert not any("…" in line for line in lines)
     heads = [line.split()[1:] for line in lines if line.startswith("policy")]
     assert heads == [
-        ["gold", "proxy", "KL", "wins", "vs", "sft"],
+        ["gold", "proxy", "KL", "wins", "vs", "sft", "at", "equal", "length"],
         ["length", "finished", "distinct-2", "repetition", "perplexity"],
     ]
 
 
 def test_the_comparisons_on_the_first_score_follow():
-    lines = printed(made_up.summary(), 120)
+    # By prompt ppo - base 3, 2.5: t = 2.75/0.25 = 11 with one degree of freedom, p = 1 - 2 atan(t)/π
+    # = 0.0577; base - sft -1.5, -3: t = 3, p = 0.205; ppo - sft 1.5, -0.5: p = 0.705. All answers are
+    # equally long. Two scores: Holm gives 6 · 0.0577 = 0.35, 4 · 0.205 = 0.82.
+    lines = printed(made_up.summary(), 200)
     start = lines.index("2 prompts; [95% interval over prompts]")
+    many = "excludes 0, but not once all comparisons are counted: p ="
     assert lines[start + 1 :] == [
         "- ppo against sft: gold +0.50 [-0.50, +1.50] (includes 0: no clear difference), "
-        "wins 56% [25, 88]",
-        "- ppo against base: gold +2.75 [+2.50, +3.00] (excludes 0), wins 100% [100, 100]",
-        "- base against sft: gold -2.25 [-3.00, -1.50] (excludes 0), wins 0% [0, 0]",
-        "- new topic: ppo against sft: gold +0.50 (one prompt: no interval), wins 75%",
-        "- new topic: ppo against base: gold +8.50 (one prompt: no interval), wins 100%",
-        "- new topic: base against sft: gold -8.00 (one prompt: no interval), wins 0%",
+        "wins 56% [25, 88], at equal length 56% [25, 88]",
+        f"- ppo against base: gold +2.75 [+2.50, +3.00] ({many} 0.35), wins 100% [100, 100], "
+        "at equal length 100% [100, 100]",
+        f"- base against sft: gold -2.25 [-3.00, -1.50] ({many} 0.82), wins 0% [0, 0], "
+        "at equal length 0% [0, 0]",
+        "- new topic: ppo against sft: gold +0.50 (one prompt: no interval), wins 75%, "
+        "at equal length 75%",
+        "- new topic: ppo against base: gold +8.50 (one prompt: no interval), wins 100%, "
+        "at equal length 100%",
+        "- new topic: base against sft: gold -8.00 (one prompt: no interval), wins 0%, "
+        "at equal length 0%",
     ]
 
 
-def test_a_summary_is_read_from_its_folder(tmp_path):
-    before = made_up.summary()
-    (tmp_path / "summary.json").write_text(json.dumps(before.to_dict()))
-    assert printed(read_summary(tmp_path), 120) == printed(before, 120)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, r"summary\.json: cannot be read .*; evaluate again"),
-        ("{", r"summary\.json: cannot be read .*; evaluate again"),
-        ("[]", r"summary\.json: not the summary of an evaluation"),
-        ("{}", r"summary\.json: not the summary of an evaluation"),
-    ],
-)
-def test_a_summary_that_cannot_be_read_is_named(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_summary(tmp_path)
-
-
-def test_names_are_text_not_markup():
-    odd = [dataclasses.replace(each, policy="[red]p[/]") for each in made_up.samples()[:6]]
-    lines = printed(summarize(odd, baseline="[red]p[/]", scorers=["gold"]), 120)
-    assert any(line.startswith("[red]p[/]") for line in lines)
+@pytest.mark.parametrize(("p", "says"), [(0.049, "excludes 0"), (0.05, "excludes 0, but not once")])
+def test_a_sentence_counts_all_comparisons(p, says):
+    told = Comparison(
+        policy="ppo",
+        other="sft",
+        scorer="gold",
+        category="all",
+        difference=Interval(0.5, 0.25, 0.75),
+        win_rate=Interval(0.8, 0.75, 0.85),
+        even_win_rate=Interval(0.6, 0.5, 0.7),
+        p=p,
+    )
+    assert f"({says}" in sentence(told)
+    assert sentence(told).endswith("wins 80% [75, 85], at equal length 60% [50, 70]")

@@ -8,9 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tether.evaluation.blocks import Block, Measure
-from tether.evaluation.table import Cell, number, percent
-
-SURE = 0.05  # p below which a difference is marked
+from tether.evaluation.table import SURE, Cell, number, percent
 
 
 def cell_of(measure: Measure) -> Cell:

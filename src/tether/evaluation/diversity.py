@@ -160,7 +160,7 @@ def _of_sets(rows: Texts, k: int, seed: int) -> dict[str, OfSet]:
     return dict(zip(ACROSS, found, strict=True))
 
 
-def _of_set(figures: Float[np.ndarray, " P+1"]) -> OfSet:
+def _of_set(figures: Float[np.ndarray, " all_and_each"]) -> OfSet:
     return OfSet(float(figures[0]), figures[1:])
 
 

@@ -8,19 +8,22 @@ Summary     all of them; written as summary.json
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from tether.errors import DataError
+from tether.evaluation.blocks import paired_p
+from tether.evaluation.length_control import length_controlled
 from tether.evaluation.plain import or_none, plain, with_intervals
 from tether.evaluation.samples import ALL, Group, Sample, by_policy, matrix, scores_of, select
 from tether.statistics import (
     Interval,
     cluster_bootstrap,
     distinct_n,
+    holm,
     paired_difference,
     repetition,
     win_rate,
@@ -39,6 +42,8 @@ class Row:
     """Mean score by scorer"""
     win_rate: Interval | None
     """Against the baseline on the first scorer; None for the baseline itself"""
+    even_win_rate: Interval | None = None
+    """The same at equal length (length_control.py)"""
     kl: Interval | None
     """Nats per sequence; None = not measured"""
     length: float
@@ -65,6 +70,10 @@ class Comparison:
     """Mean score of `policy` minus that of `other`"""
     win_rate: Interval
     """Share of sample pairs that `policy` wins; a tie is half a win"""
+    even_win_rate: Interval | None = None
+    """The same at equal length (length_control.py)"""
+    p: float | None = None
+    """Of no difference: paired t-test over prompts, adjusted by Holm over all comparisons"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +179,7 @@ def summarize(
         scorers=list(scorers),
         apart=[name for name in apart if name in categories],
         rows=rows,
-        comparisons=comparisons,
+        comparisons=_adjusted(comparisons),
     )
 
 
@@ -245,9 +254,7 @@ def _row(
     seed: int,
 ) -> Row:
     samples = [sample for row in group for sample in row]
-    wins = None
-    if rival is not None:
-        wins = win_rate(scores_of(group, scorers[0]), scores_of(rival, scorers[0]), seed=seed)
+    wins, even = _wins(group, rival, scorers[0], seed) if rival is not None else (None, None)
     kl = matrix(group, _kl)
     return Row(
         policy=policy,
@@ -256,6 +263,7 @@ def _row(
         num_samples=len(samples),
         scores={name: cluster_bootstrap(scores_of(group, name), seed=seed) for name in scorers},
         win_rate=wins,
+        even_win_rate=even,
         kl=cluster_bootstrap(kl, seed=seed) if np.isfinite(kl).all() else None,
         length=fmean([s.num_tokens for s in samples]),
         finished=fmean([s.finished for s in samples]),
@@ -274,18 +282,40 @@ def _compare(
     scorers: Sequence[str],
     seed: int,
 ) -> list[Comparison]:
-    both = [(scores_of(chosen[policy], name), scores_of(chosen[other], name)) for name in scorers]
-    return [
-        Comparison(
-            policy=policy,
-            other=other,
-            scorer=scorer,
-            category=category,
-            difference=paired_difference(first, second, seed=seed),
-            win_rate=win_rate(first, second, seed=seed),
+    found: list[Comparison] = []
+    for scorer in scorers:
+        first, second = scores_of(chosen[policy], scorer), scores_of(chosen[other], scorer)
+        wins, even = _wins(chosen[policy], chosen[other], scorer, seed)
+        found.append(
+            Comparison(
+                policy=policy,
+                other=other,
+                scorer=scorer,
+                category=category,
+                difference=paired_difference(first, second, seed=seed),
+                win_rate=wins,
+                even_win_rate=even,
+                p=paired_p(first, second) if len(first) > 1 else None,
+            )
         )
-        for scorer, (first, second) in zip(scorers, both, strict=True)
-    ]
+    return found
+
+
+def _wins(group: Group, rival: Group, scorer: str, seed: int) -> tuple[Interval, Interval]:
+    """The win-rate, and that at equal length; lengths in characters, alike for all tokenizers."""
+    first, second = scores_of(group, scorer), scores_of(rival, scorer)
+    lengths = (matrix(each, lambda sample: len(sample.completion)) for each in (group, rival))
+    ours, theirs = lengths
+    return (
+        win_rate(first, second, seed=seed),
+        length_controlled(first, ours, second, theirs, seed=seed),
+    )
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with every p adjusted by Holm over all of them."""
+    left = iter(holm([each.p for each in comparisons if each.p is not None]))
+    return [each if each.p is None else replace(each, p=next(left)) for each in comparisons]
 
 
 def _perplexity(samples: Sequence[Sample]) -> float | None:

@@ -16,6 +16,8 @@ from tether.errors import DataError
 from tether.evaluation.summary import ALL, Comparison, Row, Summary
 from tether.statistics import Interval
 
+SURE = 0.05  # an adjusted p below it excludes chance
+
 
 class Cell(NamedTuple):
     """A figure in print: "0.98" and "[0.82, 1.14]"; `interval` is "" where there is none."""
@@ -52,6 +54,9 @@ def columns(summary: Summary) -> list[Column]:
         chosen.append(
             Column(f"wins vs {summary.baseline}", meaning, lambda row: percent(row.win_rate))
         )
+        meaning = "the same, were the answers of both equally long"
+        even = Column("at equal length", meaning, lambda row: percent(row.even_win_rate))
+        chosen += [even] if any(row.even_win_rate for row in rows) else []
     chosen += _TEXT_COLUMNS
     if summary.cpu_seconds:
         seconds = summary.cpu_seconds
@@ -123,17 +128,22 @@ def percent(interval: Interval | None) -> Cell:
 
 
 def sentence(comparison: Comparison) -> str:
-    """A comparison in words, with what its interval allows to say."""
-    difference, wins = comparison.difference, comparison.win_rate
+    """A comparison in words, with what its interval and its adjusted p allow to say."""
+    difference, wins = comparison.difference, percent(comparison.win_rate)
     sides = f"{comparison.policy} against {comparison.other}"
-    told = f"{comparison.scorer} {number(difference)}{_reading(difference)}"
-    return f"{sides}: {told}, wins {percent(wins)}"
+    told = f"{comparison.scorer} {number(difference)}{_reading(difference, comparison.p)}"
+    even = percent(comparison.even_win_rate)
+    return f"{sides}: {told}, wins {wins}{f', at equal length {even}' if even.value else ''}"
 
 
-def _reading(interval: Interval) -> str:
+def _reading(interval: Interval, p: float | None) -> str:
     if math.isnan(interval.low):
         return " (one prompt: no interval)"
-    return " (excludes 0)" if interval.excludes_zero else " (includes 0: no clear difference)"
+    if not interval.excludes_zero:
+        return " (includes 0: no clear difference)"
+    if p is not None and p >= SURE:
+        return f" (excludes 0, but not once all comparisons are counted: p = {p:.2f})"
+    return " (excludes 0)"
 
 
 def _decimals(interval: Interval) -> int:
@@ -214,6 +224,6 @@ def _printed(row: Row, chosen: list[Column], first: str) -> list[Text]:
     cells = [Text(row.policy)]
     for column in chosen:
         cell = column.cell(row)
-        brief = column.title == "KL" or (column.title in row.scores and column.title != first)
+        brief = column.title in ("KL", "at equal length") or (column.title in row.scores and column.title != first)
         cells.append(Text(cell.value if brief else str(cell)))
     return cells

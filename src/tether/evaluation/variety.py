@@ -40,9 +40,9 @@ class Variety(NamedTuple):
 class Varieties(NamedTuple):
     """The fields of `Variety`, each for the whole set and then without each count."""
 
-    distinct: Float[np.ndarray, " P+1"]
-    entropy: Float[np.ndarray, " P+1"]
-    commonest: Float[np.ndarray, " P+1"]
+    distinct: Float[np.ndarray, " all_and_each"]
+    entropy: Float[np.ndarray, " all_and_each"]
+    commonest: Float[np.ndarray, " all_and_each"]
 
 
 def varieties(counts: Sequence[Counter[Hashable]]) -> list[Variety]:
