@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "rewards": MODELS | {"engine"},
     "train": LEARN,
     "constitution": LEARN | {"feedback"},
-    "evaluation": LEARN,
+    "evaluation": LEARN | {"feedback"},
     "sandbox": LEARN | {"constitution"},
     "footprint": LEARN | {"train"},
     "pipeline": PIPELINE,

@@ -93,7 +93,8 @@ def test_only_columns_with_figures_exist():
 def test_one_row_a_policy_in_one_table_where_there_is_room():
     lines = printed(made_up.summary(), 140)
     assert " ".join(lines[0].split()) == (
-        "policy gold proxy KL wins vs sft at equal length length finished distinct-2 repetition perplexity"
+        "policy gold proxy KL wins vs sft at equal length "
+        "length finished distinct-2 repetition perplexity"
     )
     # ppo: gold 1.75 [1.5, 2], proxy 3.5, KL 2, wins .5625, 4 tokens, all finished. Bigrams of
     # "ppo answers i j": "ppo answers" 4 times; "answers 0", "answers 1" twice each; 0 0, 0 1, 1 0,
@@ -122,15 +123,17 @@ def test_a_narrow_console_gets_two_whole_tables():
 
 
 def test_the_comparisons_on_the_first_score_follow():
-    # By prompt ppo - base 3, 2.5: t = 2.75/0.25 = 11 with one degree of freedom, p = 1 - 2 atan(t)/π
-    # = 0.0577; base - sft -1.5, -3: t = 3, p = 0.205; ppo - sft 1.5, -0.5: p = 0.705. All answers are
-    # equally long. Two scores: Holm gives 6 · 0.0577 = 0.35, 4 · 0.205 = 0.82.
+    # By prompt ppo - base 3, 2.5: t = 2.75/0.25 = 11 with one degree of freedom, so
+    # p = 1 - 2 atan(t)/π = 0.0577; base - sft -1.5, -3: t = 3, p = 0.205; ppo - sft 1.5, -0.5:
+    # p = 0.705. Two scores: Holm gives 6 · 0.0577 = 0.35, 4 · 0.205 = 0.82. All answers are equally
+    # long; the logit of 0.5625 is 0.2513, and a step towards 0.875, 0.3125/(0.5625 · 0.4375),
+    # ends at 0.821, that towards 0.25 at 0.265.
     lines = printed(made_up.summary(), 200)
     start = lines.index("2 prompts; [95% interval over prompts]")
     many = "excludes 0, but not once all comparisons are counted: p ="
     assert lines[start + 1 :] == [
         "- ppo against sft: gold +0.50 [-0.50, +1.50] (includes 0: no clear difference), "
-        "wins 56% [25, 88], at equal length 56% [25, 88]",
+        "wins 56% [25, 88], at equal length 56% [27, 82]",
         f"- ppo against base: gold +2.75 [+2.50, +3.00] ({many} 0.35), wins 100% [100, 100], "
         "at equal length 100% [100, 100]",
         f"- base against sft: gold -2.25 [-3.00, -1.50] ({many} 0.82), wins 0% [0, 0], "
@@ -158,3 +161,31 @@ def test_a_sentence_counts_all_comparisons(p, says):
     )
     assert f"({says}" in sentence(told)
     assert sentence(told).endswith("wins 80% [75, 85], at equal length 60% [50, 70]")
+
+
+def test_a_summary_is_read_from_its_folder(tmp_path):
+    before = made_up.summary()
+    (tmp_path / "summary.json").write_text(json.dumps(before.to_dict()))
+    assert printed(read_summary(tmp_path), 120) == printed(before, 120)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"summary\.json: cannot be read .*; evaluate again"),
+        ("{", r"summary\.json: cannot be read .*; evaluate again"),
+        ("[]", r"summary\.json: not the summary of an evaluation"),
+        ("{}", r"summary\.json: not the summary of an evaluation"),
+    ],
+)
+def test_a_summary_that_cannot_be_read_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_summary(tmp_path)
+
+
+def test_names_are_text_not_markup():
+    odd = [dataclasses.replace(each, policy="[red]p[/]") for each in made_up.samples()[:6]]
+    lines = printed(summarize(odd, baseline="[red]p[/]", scorers=["gold"]), 120)
+    assert any(line.startswith("[red]p[/]") for line in lines)

@@ -96,7 +96,13 @@ def test_scores_steer_active_choice(tether, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["agreement p.db", "export p.db --to pairs --out x", "invite p.db ann", "scores p.db --data x"],
+    [
+        "agreement p.db",
+        "winrate p.db",
+        "export p.db --to pairs --out x",
+        "invite p.db ann",
+        "scores p.db --data x",
+    ],
 )
 def test_a_project_that_is_not_there(tether, tmp_path, command):
     code, out, err = tether(f"feedback {command}")
@@ -114,6 +120,7 @@ def test_a_project_that_is_not_there(tether, tmp_path, command):
         ("revoke", ["judgments stay"]),
         ("agreement", ["PROJECT.db|FILE"]),
         ("scores", ["tether score"]),
+        ("winrate", ["PROJECT.db", "pair or rank mode"]),
     ],
 )
 def test_help_teaches(tether, name, words):

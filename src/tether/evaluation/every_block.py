@@ -7,6 +7,7 @@ from tether.evaluation.asked import ask_policies, read_asked
 from tether.evaluation.blocks import Block
 from tether.evaluation.diversity import diversity
 from tether.evaluation.language import languages, load_detector
+from tether.evaluation.people import people, read_win_rates
 from tether.evaluation.refusals import refusals
 from tether.evaluation.samples import Sample
 from tether.evaluation.toxicity import toxicity
@@ -16,12 +17,14 @@ def check_blocks(config: EvaluateConfig) -> None:
     """Refuse before anything is sampled what the blocks could not be computed from.
 
     Raises:
-        ConfigError: Something that a block needs is missing.
-        DataError: Texts or a probe cannot be read.
+        ConfigError: Something that a block needs is not installed.
+        DataError: Texts, a probe or the feedback project cannot be used.
     """
     read_asked(config.blocks)
     if config.blocks.language:
         load_detector()
+    if config.blocks.people:
+        read_win_rates(config.blocks.people, *_names(config))
 
 
 def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
@@ -31,7 +34,7 @@ def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
         ConfigError: A scorer is not what its block needs.
     """
     asked = config.blocks
-    baseline = config.baseline or config.policies[0].name
+    policies, baseline = _names(config)
     same = {"baseline": baseline, "apart": config.apart, "seed": config.seed}
     blocks = [toxicity(samples, scorer, **same) for scorer in asked.toxicity]
     if asked.refusal:
@@ -42,4 +45,12 @@ def blocks_of(config: EvaluateConfig, samples: Sequence[Sample]) -> list[Block]:
         blocks.append(languages(samples, load_detector(), **same))
     if asked.diversity:
         blocks.append(diversity(samples, **same))
+    if asked.people:
+        blocks.append(people(asked.people, policies, baseline=baseline))
     return blocks + ask_policies(read_asked(asked), config)
+
+
+def _names(config: EvaluateConfig) -> tuple[list[str], str]:
+    """The names of the policies, and of the baseline among them."""
+    names = [policy.name for policy in config.policies]
+    return names, config.baseline or names[0]

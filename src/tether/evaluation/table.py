@@ -224,6 +224,8 @@ def _printed(row: Row, chosen: list[Column], first: str) -> list[Text]:
     cells = [Text(row.policy)]
     for column in chosen:
         cell = column.cell(row)
-        brief = column.title in ("KL", "at equal length") or (column.title in row.scores and column.title != first)
+        brief = column.title in ("KL", "at equal length") or (
+            column.title in row.scores and column.title != first
+        )
         cells.append(Text(cell.value if brief else str(cell)))
     return cells

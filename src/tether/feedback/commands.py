@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from tether.errors import ConfigError
-from tether.feedback import report, scores
+from tether.feedback import report, scores, winrate
 from tether.feedback.arguments import Name, ProjectFile
 from tether.feedback.export import ExportConfig, export_feedback
 from tether.feedback.people import invite, revoke
@@ -64,6 +64,18 @@ def print_agreement(path: Annotated[Positional[str], arg(metavar="PROJECT.db|FIL
         path: A project, or a JSONL file of rankings, pairs or thumbs with a labeler each.
     """
     report.print_agreement(path)
+
+
+def print_win_rate(project: ProjectFile) -> None:
+    """How often people preferred one model's completions to another's, with intervals.
+
+    Models are named by the `model` of the imported rows, or by the policy of an evaluation's
+    samples.jsonl.
+
+    Args:
+        project: The project's file, NAME.db, in pair or rank mode.
+    """
+    winrate.print_win_rates(winrate.project_win_rates(Store(project)), results)
 
 
 def invite_person(

@@ -39,8 +39,9 @@ class ImportConfig:
     path: ProjectFile
     """The project: a file NAME.db, which is made where there is none"""
     data: tuple[str, ...] = ()
-    """Completions (what `tether generate` wrote), pairs or rankings, or labels; - = standard input.
-    Several files: the completions of a prompt come together in one item"""
+    """Completions (what `tether generate` wrote), samples of an evaluation (samples.jsonl), pairs
+    or rankings, or labels; - = standard input. Several files: the completions of a prompt come
+    together in one item"""
     labels: Literal["none", "records", "csv", "label-studio", "argilla"] = "none"
     """Whose labels to take too: none, of the texts alone; records: our own, with a labeler"""
     gold: str = ""
@@ -273,7 +274,7 @@ def candidates(row: Row, where: str) -> Candidates:
         )
     blank = [None] * len(cast("list[Any]", texts)) if isinstance(texts, list) else []
     read = from_dict(Ranking, {**row, "completions": texts, "ranks": blank}, where)
-    model = row.get("model")
+    model = row.get("model", row.get("policy"))  # a policy: samples of an evaluation
     by = model if isinstance(model, str) else ""
     return Candidates(read.prompt, read.completions, read.category, by, where)
 
