@@ -23,7 +23,11 @@ def project(tmp_path, wins):
         first = given.completions[0] == "a"  # ppo's text stands first on the page
         ranks = [1.0, 2.0] if keys[given.prompt] == first else [2.0, 1.0]
         answer = Answer(
-            assignment=given.id, submission=given.prompt, verdict="ranked", ranks=ranks, strength=2
+            assignment=given.id,
+            submission=f"submission {given.prompt}",
+            verdict="ranked",
+            ranks=ranks,
+            strength=2,
         )
         submit(store, ann.id, answer)
     return str(path)

@@ -133,6 +133,10 @@ class EvaluateConfig(StageConfig):
             require(chosen in ["", *scorers], name, chosen, f"is not one of {scorers}")
         for chosen in filter(None, (*self.blocks.toxicity, self.blocks.refusal)):
             require(chosen in scorers, "blocks", chosen, f"is not one of the scorers {scorers}")
+        rule = 'names a classifier whose score must be a probability; set output = "probability"'
+        for each in self.scorers:
+            probable = not each.label or each.output == "probability"
+            require(probable or each.name not in self.blocks.toxicity, "toxicity", each.name, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
