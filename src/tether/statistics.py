@@ -195,7 +195,8 @@ def bootstrap_of(
     value = statistic(np.arange(num_prompts))
     if num_prompts == 1:
         return Interval(value, math.nan, math.nan)
-    drawn = np.random.default_rng(seed).integers(num_prompts, size=(num_resamples, num_prompts))
+    size = (num_resamples, num_prompts)
+    drawn = np.random.default_rng(seed).integers(num_prompts, size=size, dtype=np.int32)
     return _ends(value, np.array([statistic(chosen) for chosen in drawn]), confidence)
 
 

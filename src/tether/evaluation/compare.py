@@ -15,9 +15,9 @@ from tether.engine.decode import Sampled, completion_text, generate_tokens
 from tether.engine.sampling import EVALUATION
 from tether.errors import ConfigError
 from tether.evaluation.block_table import print_blocks
-from tether.evaluation.blocks import adjusted, write_blocks
+from tether.evaluation.blocks import Block, adjusted, write_blocks
 from tether.evaluation.every_block import blocks_of, check_blocks
-from tether.evaluation.summary import Sample, keep, summarize
+from tether.evaluation.summary import Sample, Summary, keep, summarize
 from tether.evaluation.table import print_table
 from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, completion_kl, completion_logprobs, load
@@ -71,11 +71,16 @@ def evaluate(config: EvaluateConfig) -> Path:
     blocks = adjusted(blocks_of(config, samples))
     folder.begin()
     write_jsonl(folder.path / "samples.jsonl", [sample.to_dict() for sample in samples])
-    write_json(folder.path / "summary.json", summary.to_dict())
-    write_blocks(folder.path, blocks)
+    tell(folder.path, summary, blocks)
+    return folder.finish(prompts=len(prompts), samples=len(samples))
+
+
+def tell(folder: Path, summary: Summary, blocks: list[Block]) -> None:
+    """Write what was found, and print it."""
+    write_json(folder / "summary.json", summary.to_dict())
+    write_blocks(folder, blocks)
     print_table(summary, results)
     print_blocks(blocks, results)
-    return folder.finish(prompts=len(prompts), samples=len(samples))
 
 
 def inputs_of(config: EvaluateConfig) -> list[str]:
