@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from tether import statistics
 from tether.statistics import (
     Interval,
+    bootstrap_of,
     cluster_bootstrap,
     cluster_mean,
     distinct_n,
     holm,
+    jackknife,
     paired_difference,
     repetition,
+    unpaired_difference,
     win_rate,
 )
 
@@ -231,3 +234,43 @@ def test_repetition_by_hand():
 def test_statistics_need_no_torch():
     code = "import sys, tether.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- statistics of sets ---------------------------------------------------------------------------
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval():
+    # 1, 2, 6: mean 3, variance 7, standard error √(7/3) = 1.5275; t with 2 degrees of freedom has
+    # its 97.5% point at 4.3027. t = 3/1.5275 = 1.964, p = 1 - t/√(2 + t²) = 0.1885.
+    values = np.array([1.0, 2.0, 6.0])
+    interval, p = jackknife(3.0, (values.sum() - values) / 2)
+    assert interval == pytest.approx((3.0, 3 - 4.3027 * 1.5275, 3 + 4.3027 * 1.5275), abs=1e-3)
+    assert p == pytest.approx(0.1885, abs=1e-4)
+
+
+def test_the_jackknife_of_one_prompt_and_of_equal_ones():
+    interval, p = jackknife(2.0, np.array([0.0]))
+    assert (interval.mean, math.isnan(interval.low), p) == (2.0, True, 1.0)
+    assert jackknife(2.0, np.array([2.0, 2.0])) == (Interval(2, 2, 2), 0.0)
+    assert jackknife(0.0, np.array([0.0, 0.0])) == (Interval(0, 0, 0), 1.0)
+
+
+def test_the_bootstrap_of_a_mean_is_that_of_any_statistic():
+    values = np.random.default_rng(3).normal(size=(20, 4))
+    found = bootstrap_of(20, lambda chosen: float(values[chosen].mean()), seed=5)
+    assert found == pytest.approx(cluster_bootstrap(values, seed=5, num_resamples=1000))
+    alone = bootstrap_of(1, lambda chosen: 4.0)
+    assert (alone.mean, math.isnan(alone.high)) == (4.0, True)
+
+
+def test_an_unpaired_difference_adds_the_variances_of_both_sides():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(2, 1, (200, 1)), generator.normal(0, 3, (300, 1))
+    found = unpaired_difference(a, b)
+    error = math.sqrt(a.var() / 200 + b.var() / 300)
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)
+    # The same prompts on both sides are drawn apart: the difference is not sure to be 0.
+    same = unpaired_difference(a, a)
+    assert same.low < 0 < same.high
+    assert math.isnan(unpaired_difference(a[:1], b).low)
