@@ -28,10 +28,12 @@ from tether.statistics import (
 
 def test_bootstrap_of_two_prompts_spans_the_four_draws():
     # Prompt means 0 and 3. Draws 00, 01, 10, 11 have means 0, 1.5, 1.5, 3, each with chance 1/4:
-    # the 2.5 % and 97.5 % points are 0 and 3; the 30 % and 70 % points are both 1.5.
+    # the outermost points are 0 and 3. For a confidence of 20 %: t of one degree of freedom is
+    # tan(-0.1 π) = -0.325 at 40 %, √2 times that is -0.459, Φ(-0.459) = 32 %; the 32 % and 68 %
+    # points are both 1.5.
     values = np.array([[-1.0, 1.0], [2.0, 4.0]])
     assert cluster_bootstrap(values) == Interval(1.5, 0.0, 3.0)
-    assert cluster_bootstrap(values, confidence=0.4) == Interval(1.5, 1.5, 1.5)
+    assert cluster_bootstrap(values, confidence=0.2) == Interval(1.5, 1.5, 1.5)
 
 
 def test_equal_values_have_an_interval_of_no_width():

@@ -8,7 +8,7 @@ it prefers is c = σ(|d|), and it is right where d > 0; where d = 0 it is half r
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
@@ -147,7 +147,7 @@ class Moments(NamedTuple):
 
     sums: Float[np.ndarray, "P 6"]
 
-    def pearson(self, chosen: NDArray[np.int64]) -> float:
+    def pearson(self, chosen: Shaped[np.ndarray, " P"]) -> float:
         """Correlation over the values of the chosen prompts; 0 where one of both is constant."""
         n, x, y, xx, yy, xy = self.sums[chosen].sum(axis=0)
         spread = (xx - x * x / n) * (yy - y * y / n)
