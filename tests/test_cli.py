@@ -14,7 +14,7 @@ from tether.config import STAGES
 from tether.records import read_jsonl
 
 SINGLE = ("sft", "reward", "ppo", "generate", "score", "evaluate", "evaluate-reward")
-SINGLE += ("revise", "judge")
+SINGLE += ("pool", "revise", "judge")
 # `tether KIND --help`, and what a newcomer must find in it.
 TEACHES = {
     "sft": ["supervised fine-tuning on demonstrations", "--data", "JSONL with prompt and compl"],
@@ -22,6 +22,7 @@ TEACHES = {
     "ppo": ["proximal policy optimization", "--kl.beta", "reward units per nat", "--rewards"],
     "generate": ["sample completions", "--num", "--sampling.temperature"],
     "score": ["score prompts", "--reward", "file.py:function"],
+    "pool": ["what any policy could be made of", "--num-prompts", "log(num)"],
     "evaluate": ["compare policies", "--baseline", "--apart"],
     "evaluate-reward": ["calibration", "robustness", "--data", "--scorers", "--num-texts"],
     "revise": ["criticizes its answers by a constitution", "--rounds", "red-team"],
