@@ -144,6 +144,7 @@ def run_stage(stage: Stage) -> Path:
     if done and stage.kind == "evaluate":
         table = importlib.import_module("tether.evaluation.table")
         table.print_table(table.read_summary(path), results)
+        importlib.import_module("tether.evaluation.plane").print_efficiency(path, results)
     if not done:
         console.print(f"  {time.perf_counter() - begun:.0f} s  → {path}")
     return path
