@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -67,12 +67,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             apart=config.apart,
             seed=config.seed,
         )
-        points: list[Kept] = []
-        along: list[dict[str, Any]] = []
-        for policy, step, path in kept:
-            answers = answers_of(replace(policy, model=path))
-            points.append(keep(policy.name, step, answers, summary, config.seed))
-            along += by_prompt(policy.name, step, answers, list(scorers))
+        points, along = follow(kept, answers_of, summary, config.seed)
     summary = replace(summary, kept=points, cpu_seconds=seconds_of(config.policies))
     blocks = adjusted(blocks_of(config, samples))
     reachable = frontier(config, pool, samples, along) if pool else None
@@ -101,6 +96,22 @@ def inputs_of(config: EvaluateConfig) -> list[str]:
         *(path for scorer in config.scorers for path in scorer.paths),
         *(probe.path for probe in config.blocks.probes),
     ]
+
+
+def follow(
+    kept: list[tuple[PolicyConfig, int, str]],
+    answers_of: Callable[[PolicyConfig], list[Sample]],
+    summary: Summary,
+    seed: int,
+) -> tuple[list[Kept], list[dict[str, Any]]]:
+    """The figures of every kept model, over all prompts and by prompt (rows of kept.jsonl)."""
+    points: list[Kept] = []
+    rows: list[dict[str, Any]] = []
+    for policy, step, path in kept:
+        answers = answers_of(replace(policy, model=path))
+        points.append(keep(policy.name, step, answers, summary, seed))
+        rows += by_prompt(policy.name, step, answers, summary.scorers)
+    return points, rows
 
 
 def by_prompt(
