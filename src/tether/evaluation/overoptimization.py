@@ -9,7 +9,6 @@ Law        Gao's law of over-optimization, fitted to the models of a run or to b
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -281,9 +280,9 @@ def _resamples(count: int, seed: int) -> Float[np.ndarray, "R P"]:
     return np.stack([np.bincount(row, minlength=count) for row in drawn]) / count
 
 
-def _interval(value: float, resampled: Sequence[float] | Float[np.ndarray, " R"]) -> Interval:
+def _interval(value: float, resampled: Float[np.ndarray, " R"]) -> Interval:
     """A value with the 95% percentiles of its resamples; an end that is infinite becomes NaN."""
-    low, high = np.quantile(np.asarray(resampled), [0.025, 0.975], method="nearest")
+    low, high = np.quantile(resampled, [0.025, 0.975], method="nearest")
     ends = (min(float(low), value), max(float(high), value))
     return Interval(value, *(end if math.isfinite(end) else math.nan for end in ends))
 
@@ -313,40 +312,38 @@ def fit_law(
     if away.sum() < LEAST_POINTS:
         return None
     d, gains, kl, gold = d[away], gains[away], kl[away], gold[away]
-    alpha, beta = _coefficients(d, gains, form)
+    fitted = _coefficients(d, gains, form)
     drawn = _resamples(kl.shape[1], seed)  # (R, P)
-    resampled = zip(np.sqrt(np.maximum(drawn @ kl.T, 0.0)), drawn @ gold.T, strict=True)
-    peaks = [_peak(*_coefficients(x, y, form), form) for x, y in resampled]
-    peak = _peak(alpha, beta, form)
-    residuals = gains - _columns(d, form) @ np.array([alpha, beta])
+    resampled = _coefficients(np.sqrt(np.maximum(drawn @ kl.T, 0.0)), drawn @ gold.T, form)
+    peak = float(_peak(fitted[None], form)[0])
+    residuals = gains - _columns(d, form) @ fitted
     return Law(
         policy=policy,
         form=form,
-        alpha=alpha,
-        beta=beta,
+        alpha=float(fitted[0]),
+        beta=float(fitted[1]),
         residual=float(np.sqrt(np.square(residuals).mean())),
         points=len(d),
         farthest=float(d.max()),
-        peak=_interval(peak, peaks) if math.isfinite(peak) else None,
+        peak=_interval(peak, _peak(resampled, form)) if math.isfinite(peak) else None,
     )
 
 
-def _columns(d: Float[np.ndarray, " K"], form: str) -> Float[np.ndarray, "K 2"]:
-    return np.stack([d, -d * (np.log(d) if form == "rl" else d)], axis=1)
+def _columns(d: Float[np.ndarray, "*R K"], form: str) -> Float[np.ndarray, "*R K 2"]:
+    return np.stack([d, -d * (np.log(d) if form == "rl" else d)], axis=-1)
 
 
 def _coefficients(
-    d: Float[np.ndarray, " K"], gains: Float[np.ndarray, " K"], form: str
-) -> tuple[float, float]:
+    d: Float[np.ndarray, "*R K"], gains: Float[np.ndarray, "*R K"], form: str
+) -> Float[np.ndarray, "*R 2"]:
     """α and β by linear least squares."""
-    alpha, beta = np.linalg.lstsq(_columns(np.maximum(d, 1e-6), form), gains, rcond=None)[0]
-    return float(alpha), float(beta)
+    columns = _columns(np.maximum(d, 1e-6), form)
+    return (np.linalg.pinv(columns) @ gains[..., None])[..., 0]
 
 
-def _peak(alpha: float, beta: float, form: str) -> float:
+def _peak(fitted: Float[np.ndarray, "R 2"], form: str) -> Float[np.ndarray, " R"]:
     """Where, in √KL, gold is highest; infinite where the law has no top, 0 where it only falls."""
-    if beta <= 0:
-        return math.inf
-    if form == "rl":
-        return math.exp(min(alpha / beta - 1, 700.0))
-    return max(alpha / (2 * beta), 0.0)
+    alpha, beta = fitted[:, 0], fitted[:, 1]
+    ratio = alpha / np.where(beta > 0, beta, 1.0)
+    top = np.exp(np.minimum(ratio - 1, 700.0)) if form == "rl" else np.maximum(ratio / 2, 0.0)
+    return np.where(beta > 0, top, np.inf)

@@ -58,11 +58,20 @@ def efficiency_sentence(frontier: Frontier, point: Measured) -> str:
 def law_sentence(frontier: Frontier, law: Law) -> str:
     """Where the gold score turns, or that it does not."""
     if law.turned and law.peak is not None:
-        where = number(law.peak, 2, signed=False)
+        where = _peak_of(law)
         nats = f"{law.peak.mean**2:.2g} nats"
         return f"{law.policy}: {frontier.gold} is highest at √KL = {where} (KL {nats}), then falls"
     reach = f"up to √KL = {law.farthest:.2f}"
     return f"{law.policy}: the law of {frontier.gold} has no peak within what was measured, {reach}"
+
+
+def _peak_of(law: Law) -> str:
+    """The peak in √KL; its interval is open where a share of the resamples has none."""
+    if law.peak is None:
+        return ""
+    value, low, high = law.peak
+    ends = f"[{low:.2f}, {high:.2f}]" if math.isfinite(high) else f"[{low:.2f}, ∞)"
+    return f"{value:.2f} {ends}"
 
 
 # --- on the terminal ------------------------------------------------------------------------------
@@ -326,6 +335,5 @@ def _laws(frontier: Frontier, summary: Summary) -> Figure:
 
 def _law_row(frontier: Frontier, law: Law) -> list[str]:
     form = "d (α - β log d)" if law.form == "rl" else "d (α - β d)"
-    peak = "" if law.peak is None else str(number(law.peak, 2, signed=False))
     fitted = [f"{value:.3f}" for value in (law.alpha, law.beta, law.residual)]
-    return [law.policy, form, *fitted, str(law.points), peak, law_sentence(frontier, law)]
+    return [law.policy, form, *fitted, str(law.points), _peak_of(law), law_sentence(frontier, law)]
