@@ -87,7 +87,7 @@ def print_efficiency(folder: Path, console: Console) -> None:
     for title in _HEADER[1:]:
         table.add_column(Text(_titled(title, frontier)), justify="right", no_wrap=True)
     for point in frontier.policies:
-        table.add_row(*(Text(cell) for cell in _cells(frontier, point)))
+        table.add_row(*(Text(cell) for cell in _cells(frontier, point, brief=True)))
     console.print(table, Text())
     told = (
         f"{frontier.num_prompts} prompts with {frontier.num_samples} samples of the reference; "
@@ -107,14 +107,14 @@ def _titled(title: str, frontier: Frontier) -> str:
     return title.format(proxy=frontier.proxy)
 
 
-def _cells(frontier: Frontier, point: Measured) -> list[str]:
-    """A row of the table; KL of best-of-n is marked where it is a bound only."""
-    nats = f"{'≤ ' if point.kl_by == 'bound' else ''}{number(point.kl, 2, signed=False)}"
+def _cells(frontier: Frontier, point: Measured, *, brief: bool = False) -> list[str]:
+    """A row of the table; on the terminal only the efficiency has room for its interval."""
+    nats, gain = number(point.kl, 2, signed=False), number(point.gains[frontier.proxy])
     near = point.efficiency is None and point.kl.mean < NEAR
     return [
         point.name,
-        nats,
-        str(number(point.gains[frontier.proxy])),
+        ("≤ " if point.kl_by == "bound" else "") + (nats.value if brief else str(nats)),
+        gain.value if brief else str(gain),
         "" if point.best is None else f"{point.best:+.2f}",
         str(percent(point.efficiency)),
         "" if point.ess is None else f"{point.ess:.3g}",
