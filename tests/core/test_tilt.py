@@ -220,7 +220,7 @@ def test_a_mixture_sees_farther_than_the_pool():
     assert np.array_equal(tilt.mixture_base(np.zeros((2, 4)), 4), np.full((2, 4), -math.log(4)))
 
 
-@pytest.mark.parametrize(("nats", "least"), [(0.5, 20), (2.0, 20), (3.5, 5)])
+@pytest.mark.parametrize(("nats", "least"), [(0.5, 20), (2.0, 20), (4.5, 5)])
 def test_the_best_score_at_a_kl_is_right_where_enough_samples_carry_it(nats, least):
     """Scores of the standard normal: the best mean at K nats is sqrt(2K). Within 5%, as the docs
     say."""
@@ -228,7 +228,7 @@ def test_the_best_score_at_a_kl_is_right_where_enough_samples_carry_it(nats, lea
     weights = tilt.weights(scores, tilt.solve_beta(scores, nats))
     assert tilt.effective_samples(weights).mean() > least
     assert tilt.kl(weights).mean() == pytest.approx(nats)
-    assert tilt.expected(weights, scores).mean() == pytest.approx(math.sqrt(2 * nats), rel=0.05)
+    assert 0.95 < tilt.expected(weights, scores).mean() / math.sqrt(2 * nats) < 1.005
 
 
 def test_best_of_n_is_nearer_than_its_bound_where_completions_tie():
