@@ -238,6 +238,17 @@ def test_policies_and_scorers_are_given_by_name_or_lend_their_own(tether, there)
     assert (there / "runs/evaluation/report.html").is_file()
 
 
+def test_a_pool_says_how_an_evaluation_takes_it(tether, there):
+    code, out, _ = tether(
+        "pool --model model --prompts prompts.jsonl --reward kind=rewards.py:kind --num 4 "
+        "--num-prompts 2 --sampling.max-new-tokens 6 --out runs/pool"
+    )
+    assert code == 0
+    assert "next  tether evaluate --pool runs/pool/pool.jsonl --reference DIR" in out
+    rows = [row for _, row in read_jsonl(there / "runs/pool/pool.jsonl")]
+    assert [len(row["scores"]["kind"]) for row in rows] == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [

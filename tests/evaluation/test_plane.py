@@ -1,6 +1,7 @@
 import io
 import json
 
+import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
@@ -72,5 +73,6 @@ def test_the_figures_hold_what_was_measured(folder):
     assert (peak["x"], peak["y"]) == ([1.65], pytest.approx([1.319], abs=1e-3))
     for figure in (reach, efficiency, laws):
         json.dumps(figure.plot, allow_nan=False)
+        go.Figure(figure.plot)  # refuses what plotly does not know
         assert all(len(row) == len(figure.header) for row in figure.rows)
     assert "&lt;far&gt;" not in json.dumps(efficiency.rows)  # escaped by the page, not here

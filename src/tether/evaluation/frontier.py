@@ -33,6 +33,7 @@ from tether.evaluation.pool import Pooled, read_pool
 from tether.evaluation.summary import Sample
 from tether.models.chat import encode_prompt
 from tether.models.language_model import completion_logprobs, load
+from tether.progress import Steps
 from tether.records import Prompt
 from tether.rundir import fingerprint
 from tether.statistics import cluster_bootstrap
@@ -314,10 +315,12 @@ def _log_ratios(config: EvaluateConfig, pool: Pool, path: str) -> Float[np.ndarr
         for token_ids in row.token_ids
     ]
     found = np.zeros(len(rows))
-    for chunk, batch in device_batches(rows, ROWS_PER_BATCH):
-        logprobs, _ = completion_logprobs(model, batch, temperature=config.sampling.temperature)
-        counts = [rows[i].num_completion for i in chunk]
-        found[chunk] = [float(each.sum()) for each in logprobs.split(counts)]
+    with Steps("pool", len(rows)) as progress:
+        for chunk, batch in device_batches(rows, ROWS_PER_BATCH):
+            logprobs, _ = completion_logprobs(model, batch, temperature=config.sampling.temperature)
+            counts = [rows[i].num_completion for i in chunk]
+            found[chunk] = [float(each.sum()) for each in logprobs.split(counts)]
+            progress.advance(len(chunk))
     return found.reshape(len(prompts), -1) - np.array([row.logprobs for row in pool.rows])
 
 
