@@ -234,6 +234,15 @@ def test_a_pool_of_elsewhere_is_taken_at_its_word(tmp_path):
     assert frontier.num_samples == 8
 
 
+def test_a_pool_in_which_nothing_could_be_gained_is_refused(tmp_path):
+    config = beside_a_pool(tmp_path, num=3)
+    rows = [row for _, row in read_jsonl(config.pool)]
+    flat = [row | {"scores": row["scores"] | {"length": [1.0] * 3}} for row in rows]
+    write_jsonl(tmp_path / "alone/pool.jsonl", flat)
+    with pytest.raises(ConfigError, match="has one 'length' score for all samples of a prompt"):
+        evaluate(replace(config, pool=str(tmp_path / "alone/pool.jsonl")))
+
+
 def test_a_pool_needs_a_reference(tmp_path):
     with pytest.raises(ConfigError, match="reference='' must be the model that the pool was sam"):
         settings(tmp_path, pool="pool.jsonl", reference="")

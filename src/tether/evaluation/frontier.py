@@ -103,6 +103,10 @@ def pool_for(config: EvaluateConfig, prompts: Sequence[Prompt]) -> Pool | None:
             f"shares {len(rows)} of its {len(pool)} prompts with {config.prompts!r}; at least 2 "
             "are needed, and 64 tell something",
         )
+    if all(len(set(row.scores[proxy])) == 1 for row in rows):
+        raise _unfit(
+            config, f"has one {proxy!r} score for all samples of a prompt; nothing to gain"
+        )
     numbers = [asked[str(row.prompt)] for row in rows]
     return Pool(rows=rows, numbers=numbers, proxy=proxy, gold=gold)
 
