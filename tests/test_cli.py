@@ -14,7 +14,7 @@ from tether.config import STAGES
 from tether.records import read_jsonl
 
 SINGLE = ("sft", "reward", "ppo", "generate", "score", "evaluate", "evaluate-reward")
-SINGLE += ("revise", "judge")
+SINGLE += ("pool", "revise", "judge")
 # `tether KIND --help`, and what a newcomer must find in it.
 TEACHES = {
     "sft": ["supervised fine-tuning on demonstrations", "--data", "JSONL with prompt and compl"],
@@ -22,6 +22,7 @@ TEACHES = {
     "ppo": ["proximal policy optimization", "--kl.beta", "reward units per nat", "--rewards"],
     "generate": ["sample completions", "--num", "--sampling.temperature"],
     "score": ["score prompts", "--reward", "file.py:function"],
+    "pool": ["what any policy could be made of", "--num-prompts", "log(num)"],
     "evaluate": ["compare policies", "--baseline", "--apart"],
     "evaluate-reward": ["calibration", "robustness", "--data", "--scorers", "--num-texts"],
     "revise": ["criticizes its answers by a constitution", "--rounds", "red-team"],
@@ -235,6 +236,17 @@ def test_policies_and_scorers_are_given_by_name_or_lend_their_own(tether, there)
     code, out, _ = tether("report runs/evaluation")
     assert (code, out) == (0, "runs/evaluation/report.html\n")
     assert (there / "runs/evaluation/report.html").is_file()
+
+
+def test_a_pool_says_how_an_evaluation_takes_it(tether, there):
+    code, out, _ = tether(
+        "pool --model model --prompts prompts.jsonl --reward kind=rewards.py:kind --num 4 "
+        "--num-prompts 2 --sampling.max-new-tokens 6 --out runs/pool"
+    )
+    assert code == 0
+    assert "next  tether evaluate --pool runs/pool/pool.jsonl --reference DIR" in out
+    rows = [row for _, row in read_jsonl(there / "runs/pool/pool.jsonl")]
+    assert [len(row["scores"]["kind"]) for row in rows] == [4, 4]
 
 
 @pytest.mark.parametrize(

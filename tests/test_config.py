@@ -38,6 +38,7 @@ NEEDED = {
     "collect": {"data": ("d",)},
     "prepare": {"data": "d", "function": "g.py:f"},
     "sandbox": {},
+    "pool": {"model": "m", "prompts": "p", "scorers": SCORERS},
     "evaluate": {"prompts": "p", "policies": POLICIES, "scorers": SCORERS},
     "evaluate-reward": {"data": "d", "scorers": SCORERS},
 }

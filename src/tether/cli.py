@@ -31,6 +31,8 @@ One stage at a time (each explains its settings with --help)
   tether score     --data FILE --reward DIR|file.py:function|rule:NAME --out DIR
   tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
   tether evaluate-reward --reward NAME=DIR … --data PAIRS --out DIR   accuracy, calibration, tricks
+  tether pool      --model DIR --prompts FILE --reward NAME=DIR|file.py:function … --out DIR
+                                         samples that tell what any policy near DIR could score
 
 Other methods, with the settings of ppo or of reward
   tether grpo      tether rloo      tether reinforce       like ppo, without a value model
@@ -75,6 +77,7 @@ NEXT_STEP = {
     "simulate": "tether reward --model DIR --data {out}/rankings.jsonl --out DIR",
     "reward": "tether ppo --model DIR --prompts FILE --reward {out}/model --out DIR",
     **dict.fromkeys((*ONLINE, *OFFLINE), EVALUATE),
+    "pool": "tether evaluate --pool {out}/pool.jsonl --reference DIR --model NAME=DIR … …",
     "merge": "tether generate --model {out}/model --prompts FILE --out DIR",
     "evaluate": "tether report {out}",
 }
@@ -198,7 +201,7 @@ def _parse(kind: str, arguments: list[str]) -> Any:
     if kind == "evaluate":
         models = [_named(word) for word in _take(arguments, "--model") or example]
         taken["policies"] = tuple(PolicyConfig(name=name, model=path) for name, path in models)
-    if kind in ("evaluate", "evaluate-reward"):
+    if kind in ("evaluate", "evaluate-reward", "pool"):
         scorers = [_named(word) for word in _take(arguments, "--reward") or example]
         taken["scorers"] = tuple(scorer_named(name, word) for name, word in scorers)
     cls = STAGES[kind]
@@ -338,7 +341,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     **{kind: stage(kind) for kind in ("sft", "reward", *ONLINE, *OFFLINE)},
     **{
         kind: stage(kind)
-        for kind in ("score", "evaluate", "evaluate-reward", "merge", "revise", "judge")
+        for kind in ("score", "pool", "evaluate", "evaluate-reward", "merge", "revise", "judge")
     },
     "generate": generate,
     "feedback simulate": stage("simulate"),

@@ -41,6 +41,7 @@ RUNNERS = {
     "kto": "tether.train.kto:train_kto",
     "merge": "tether.models.merge:merge",
     "score": "tether.rewards.score:score",
+    "pool": "tether.evaluation.pool:make_pool",
     "evaluate": "tether.evaluation.compare:evaluate",
     "evaluate-reward": "tether.evaluation.reward_model:evaluate_reward",
 }
@@ -53,6 +54,7 @@ DATA_OF = {
     "simulate": "rankings.jsonl",
     "collect": "pairs.jsonl",
     "score": "scores.jsonl",
+    "pool": "pool.jsonl",
 }
 """What "stage:NAME" means where a record file is wanted; else it is the stage's model."""
 
@@ -142,6 +144,7 @@ def run_stage(stage: Stage) -> Path:
     if done and stage.kind == "evaluate":
         table = importlib.import_module("tether.evaluation.table")
         table.print_table(table.read_summary(path), results)
+        importlib.import_module("tether.evaluation.plane").print_efficiency(path, results)
     if not done:
         console.print(f"  {time.perf_counter() - begun:.0f} s  → {path}")
     return path

@@ -72,6 +72,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "kto": KTOConfig,
     "merge": MergeConfig,
     "score": ScoreConfig,
+    "pool": PoolConfig,
     "evaluate": EvaluateConfig,
     "evaluate-reward": RewardEvaluationConfig,
 }

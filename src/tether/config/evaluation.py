@@ -128,6 +128,8 @@ class EvaluateConfig(StageConfig):
         for chosen in [self.baseline, *(name for pair in self.compare for name in pair)]:
             require(chosen in ["", *names], "policy", chosen, f"is not one of {names}")
         require(len(set(scorers)) == len(scorers), "scorers", scorers, "must have different names")
+        rule = "must be the model that the pool was sampled from"
+        require(not self.pool or self.reference != "", "reference", self.reference, rule)
         for name in ("best_by", "proxy"):
             chosen = getattr(self, name)
             require(chosen in ["", *scorers], name, chosen, f"is not one of {scorers}")

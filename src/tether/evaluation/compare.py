@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +19,10 @@ from tether.errors import ConfigError
 from tether.evaluation.block_table import print_blocks
 from tether.evaluation.blocks import Block, adjusted, write_blocks
 from tether.evaluation.every_block import blocks_of, check_blocks
-from tether.evaluation.summary import Sample, Summary, keep, summarize
+from tether.evaluation.frontier import frontier, pool_for
+from tether.evaluation.overoptimization import Frontier, write_frontier
+from tether.evaluation.plane import print_efficiency
+from tether.evaluation.summary import Kept, Sample, Summary, keep, summarize
 from tether.evaluation.table import print_table
 from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, completion_kl, completion_logprobs, load
@@ -33,13 +38,14 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Answer the prompts by every policy, score the answers, and print what was gained.
 
     Writes `samples.jsonl` (every answer with its scores), `summary.json` and `blocks.json` into
-    `config.out`.
+    `config.out`, models kept along a run into `kept.jsonl`; with a pool also `frontier.json`.
     All policies answer with the same random numbers.
     """
     folder = StageFolder(config, "evaluate", inputs_of(config))
     if folder.finished:
         return folder.path
     prompts = read_prompts(config.prompts)
+    pool = pool_for(config, prompts)
     scorers = {each.name: load_reward(each, config.compute) for each in config.scorers}
     check_blocks(config)
     check_rules(list(scorers.values()), [record.prompt for record in prompts])
@@ -61,36 +67,67 @@ def evaluate(config: EvaluateConfig) -> Path:
             apart=config.apart,
             seed=config.seed,
         )
-        points = [
-            keep(policy.name, step, answers_of(replace(policy, model=path)), summary, config.seed)
-            for policy, step, path in kept
-        ]
-    seconds = {policy.name: cpu_seconds(policy.model) for policy in config.policies}
-    known = {name: found for name, found in seconds.items() if found is not None}
-    summary = replace(summary, kept=points, cpu_seconds=known)
+        points, along = follow(kept, answers_of, summary, config.seed)
+    summary = replace(summary, kept=points, cpu_seconds=seconds_of(config.policies))
     blocks = adjusted(blocks_of(config, samples))
+    reachable = frontier(config, pool, samples, along) if pool else None
     folder.begin()
     write_jsonl(folder.path / "samples.jsonl", [sample.to_dict() for sample in samples])
-    tell(folder.path, summary, blocks)
+    write_jsonl(folder.path / "kept.jsonl", along)
+    tell(folder.path, summary, blocks, reachable)
     return folder.finish(prompts=len(prompts), samples=len(samples))
 
 
-def tell(folder: Path, summary: Summary, blocks: list[Block]) -> None:
+def tell(folder: Path, summary: Summary, blocks: list[Block], reachable: Frontier | None) -> None:
     """Write what was found, and print it."""
     write_json(folder / "summary.json", summary.to_dict())
     write_blocks(folder, blocks)
+    write_frontier(folder, reachable)
     print_table(summary, results)
     print_blocks(blocks, results)
+    print_efficiency(folder, results)
 
 
 def inputs_of(config: EvaluateConfig) -> list[str]:
     """Everything that an evaluation reads."""
     return [
-        *(config.prompts, config.reference, config.blocks.texts),
+        *(config.prompts, config.reference, config.pool, config.blocks.texts),
         *(policy.model for policy in config.policies),
         *(path for scorer in config.scorers for path in scorer.paths),
         *(probe.path for probe in config.blocks.probes),
     ]
+
+
+def follow(
+    kept: list[tuple[PolicyConfig, int, str]],
+    answers_of: Callable[[PolicyConfig], list[Sample]],
+    summary: Summary,
+    seed: int,
+) -> tuple[list[Kept], list[dict[str, Any]]]:
+    """The figures of every kept model, over all prompts and by prompt (rows of kept.jsonl)."""
+    points: list[Kept] = []
+    rows: list[dict[str, Any]] = []
+    for policy, step, path in kept:
+        answers = answers_of(replace(policy, model=path))
+        points.append(keep(policy.name, step, answers, summary, seed))
+        rows += by_prompt(policy.name, step, answers, summary.scorers)
+    return points, rows
+
+
+def by_prompt(
+    policy: str, step: int, samples: list[Sample], scorers: list[str]
+) -> list[dict[str, Any]]:
+    """Rows of kept.jsonl: a kept model's KL and mean scores on each prompt."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt_index, []).append(sample)
+    rows: list[dict[str, Any]] = []
+    for number, group in groups.items():
+        known = [sample.kl for sample in group if sample.kl is not None]
+        scores = {name: fmean([each.scores[name] for each in group]) for name in scorers}
+        place = {"policy": policy, "step": step, "prompt_index": number}
+        rows.append({**place, "kl": fmean(known) if known else None, "scores": scores})
+    return rows
 
 
 def kept_models(policy: PolicyConfig) -> list[tuple[int, str]]:
@@ -106,6 +143,12 @@ def kept_models(policy: PolicyConfig) -> list[tuple[int, str]]:
             f"{policy.model!r}; train it with keep_every, or leave curve = false"
         )
     return [(int(each.name.removeprefix("step-")), str(each)) for each in folders]
+
+
+def seconds_of(policies: Sequence[PolicyConfig]) -> dict[str, float]:
+    """CPU seconds by policy, where they are known."""
+    seconds = {policy.name: cpu_seconds(policy.model) for policy in policies}
+    return {name: found for name, found in seconds.items() if found is not None}
 
 
 def cpu_seconds(model: str) -> float | None:
@@ -140,7 +183,7 @@ def answer(
     language_model = load(policy.model, config.compute)
     ids = [encode_prompt(language_model.tokenizer, record.prompt) for record in prompts]
     drawn = draw(config, policy, language_model, ids, prompts, scorers)
-    distances = [Distance(None, None)] * len(drawn)
+    distances = [Distance()] * len(drawn)
     if reference is not None:
         _require_same_vocabulary(language_model, reference, policy)
         rows = [Row(ids[d.prompt] + d.sampled.token_ids, len(ids[d.prompt])) for d in drawn]
@@ -160,6 +203,7 @@ def answer(
             scores=each.scores,
             kl=distances[number].kl,
             reference_perplexity=distances[number].perplexity,
+            log_ratio=distances[number].log_ratio(each.sampled.logprobs),
         )
         for number, each in enumerate(drawn)
     ]
@@ -209,15 +253,20 @@ def _require_same_vocabulary(
 class Distance(NamedTuple):
     """How far a completion is from the reference; None = not measured."""
 
-    kl: float | None  # nats per sequence
-    perplexity: float | None  # of the completion under the reference
+    kl: float | None = None  # nats per sequence
+    perplexity: float | None = None  # of the completion under the reference
+    logprob: float | None = None  # its log-prob there at the sampling temperature, nats
+
+    def log_ratio(self, logprobs: list[float]) -> float | None:
+        """How much likelier the policy finds it: log π - log π_ref, nats."""
+        return None if self.logprob is None else sum(logprobs) - self.logprob
 
 
 @torch.no_grad()
 def distance(
     policy: LanguageModel, reference: LanguageModel, rows: list[Row], temperature: float
 ) -> list[Distance]:
-    """KL per sequence (nats) and perplexity under the reference, of each row.
+    """KL per sequence (nats), perplexity and log-prob under the reference, of each row.
 
     The KL is exact over the vocabulary at every token of the policy's own samples, and summed:
     its mean over samples estimates KL(policy ‖ reference) with less noise than log-ratios do.
@@ -226,7 +275,12 @@ def distance(
     for chunk, batch in device_batches(rows, ROWS_PER_BATCH):
         kls = completion_kl(policy, reference, batch, temperature=temperature)
         logprobs, _ = completion_logprobs(reference, batch)
+        sampling = logprobs
+        if temperature != 1:
+            sampling, _ = completion_logprobs(reference, batch, temperature=temperature)
         counts = [rows[i].num_completion for i in chunk]
-        for i, kl, logprob in zip(chunk, kls.split(counts), logprobs.split(counts), strict=True):
-            found[i] = Distance(float(kl.sum()), math.exp(-float(logprob.mean())))
+        parts = zip(chunk, *(each.split(counts) for each in (kls, logprobs, sampling)), strict=True)
+        for i, kl, logprob, sampled in parts:
+            perplexity = math.exp(-float(logprob.mean()))
+            found[i] = Distance(float(kl.sum()), perplexity, float(sampled.sum()))
     return [found[i] for i in range(len(rows))]

@@ -95,7 +95,7 @@ def _lines(
     first, last = series[0][1][0], series[0][1][-1]
     description = f"{title} ({unit}) over steps {first[0]} to {last[0]}: {ends}"
     traces = [_line(name, of, i) for i, (name, of) in enumerate(series)]
-    layout = _layout(x="step", y=unit, legend=len(series) > 1)
+    layout = axes(x="step", y=unit, legend=len(series) > 1)
     steps = sorted({step for _, of in series for step, _ in of})
     by_step = [dict(of) for _, of in series]
     return Figure(
@@ -124,7 +124,7 @@ def _line(name: str, points: list[tuple[int, float]], index: int) -> dict[str, A
     return {
         "type": "scatter",
         "mode": "lines" if index == 0 else "lines+markers",
-        "name": _label(name),
+        "name": label(name),
         "x": [step for step, _ in shown],
         "y": [value for _, value in shown],
         "line": {"color": _COLOURS[(1 + index) % len(_COLOURS)], "width": 2},
@@ -141,7 +141,7 @@ def by_category(summary: Summary) -> Figure | None:
         rows = {row.category: row for row in summary.rows if row.policy == policy}
         scores = [rows[category].scores[scorer] for category in categories]
         traces.append(_dots(policy, categories, scores, i))
-    layout = _layout(x="", y=f"mean {_label(scorer)} score", legend=True)
+    layout = axes(x="", y=f"mean {label(scorer)} score", legend=True)
     names = [*categories, ALL]
     return Figure(
         title=f"{scorer} by category",
@@ -175,8 +175,8 @@ def by_distance(summary: Summary) -> Figure | None:
             [policy, name, *(str(number(each, 2, signed=False)) for each in (kl, score))]
             for name, kl, score in points
         ]
-    layout = _layout(
-        x="KL to the reference, nats per answer", y=f"mean {_label(scorer)} score", legend=True
+    layout = axes(
+        x="KL to the reference, nats per answer", y=f"mean {label(scorer)} score", legend=True
     )
     return Figure(
         title=f"{scorer} against distance from the reference",
@@ -195,7 +195,7 @@ def _path(
     return drawn | {
         "mode": "lines+markers",
         "x": [kl.mean for _, kl, _ in points if kl],
-        "text": [_label(model) for model, _, _ in points],
+        "text": [label(model) for model, _, _ in points],
         "line": {"color": drawn["marker"]["color"], "width": 1.5},
         "marker": drawn["marker"] | {"size": 7},
     }
@@ -210,14 +210,14 @@ def _dots(name: str, categories: list[str], scores: list[Interval], index: int) 
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": _label(name),
-        "x": [_label(category) for category in categories],
+        "name": label(name),
+        "x": [label(category) for category in categories],
         "y": [score.mean for score in scores],
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": [_arm(score.high - score.mean) for score in scores],
-            "arrayminus": [_arm(score.mean - score.low) for score in scores],
+            "array": [arm(score.high - score.mean) for score in scores],
+            "arrayminus": [arm(score.mean - score.low) for score in scores],
         },
         "marker": {
             "color": _COLOURS[index % len(_COLOURS)],
@@ -227,11 +227,13 @@ def _dots(name: str, categories: list[str], scores: list[Interval], index: int) 
     }
 
 
-def _arm(length: float) -> float:
+def arm(length: float) -> float:
+    """The length of an error bar; 0 where it is not known."""
     return length if math.isfinite(length) else 0.0
 
 
-def _layout(*, x: str, y: str, legend: bool) -> dict[str, Any]:
+def axes(*, x: str, y: str, legend: bool) -> dict[str, Any]:
+    """The layout of a plot with these titles on its axes."""
     return {
         "height": 300,
         "margin": {"l": 52, "r": 12, "t": 12, "b": 44 if x else 30},
@@ -246,7 +248,7 @@ def _layout(*, x: str, y: str, legend: bool) -> dict[str, Any]:
     }
 
 
-def _label(text: str) -> str:
+def label(text: str) -> str:
     """A name as plotly shows it: plotly reads tags in labels, and a name is not a tag."""
     return html.escape(text, quote=False)
 

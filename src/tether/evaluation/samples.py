@@ -37,12 +37,14 @@ class Sample:
     """Sampled KL to the reference, nats per sequence; None or NaN = not measured"""
     reference_perplexity: float | None = None
     """Perplexity of the completion under the reference; None or NaN = not measured"""
+    log_ratio: float | None = None
+    """log π - log π_ref of the completion, nats per sequence; None or NaN = not measured"""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of this sample; what was not measured is null."""
         row = dataclasses.asdict(self)
-        measured = {"kl": self.kl, "reference_perplexity": self.reference_perplexity}
-        return row | {name: or_none(value) for name, value in measured.items()}
+        measured = ("kl", "reference_perplexity", "log_ratio")
+        return row | {name: or_none(row[name]) for name in measured}
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "Sample":
