@@ -8,7 +8,8 @@ import uvicorn
 
 from tether.feedback.judgments import Item, item_key
 from tether.feedback.store import Project, Store
-from tether.web.app import build, listen, server_settings
+from tether.web.app import build
+from tether.web.server import listen, server_settings
 
 SECRET = "a secret that is long enough"
 

@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 from tests.web.pages import SECRET, make_store
 from tether.errors import ConfigError, DataError
 from tether.feedback import people
-from tether.web import access
-from tether.web.access import RateLimit, session_secret
-from tether.web.app import HEADERS, build, listen, serve
+from tether.web import incoming
+from tether.web.app import build, serve
+from tether.web.incoming import RateLimit, session_secret
+from tether.web.server import HEADERS, listen
 
 URL = "http://127.0.0.1:8765"
 
@@ -209,7 +210,7 @@ def test_only_known_host_names(store, host, status):
 
 def test_a_bucket_empties_and_fills(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    monkeypatch.setattr(incoming.time, "monotonic", lambda: now)
     limit = RateLimit(0.5, 3)  # three at once, then one every two seconds
     assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, 2]
     assert limit.wait("b") == 0
@@ -220,7 +221,7 @@ def test_a_bucket_empties_and_fills(monkeypatch):
 
 
 def test_a_bucket_forgets_visitors(monkeypatch):
-    monkeypatch.setattr(access, "MAX_KEYS", 5)
+    monkeypatch.setattr(incoming, "MAX_KEYS", 5)
     limit = RateLimit(0.01, 2)
     for number in range(50):
         limit.wait(str(number))

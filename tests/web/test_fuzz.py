@@ -60,7 +60,7 @@ class Browser:
 @pytest.fixture
 def browser(tmp_path, monkeypatch):
     """Bo's browser; Zoe has judged before, and what she said is nobody's business."""
-    monkeypatch.setattr("tether.web.access.RateLimit.wait", lambda *_, cost=1: 0)
+    monkeypatch.setattr("tether.web.incoming.RateLimit.wait", lambda *_, cost=1: 0)
     store = make_store(tmp_path / "kitchen.db", num_labelers=5)
     zoe = local_person(store, "Zoe").id
     for number in range(2):

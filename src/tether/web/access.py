@@ -1,21 +1,14 @@
-"""Who may enter: sessions, invitations, forged requests, and how often anybody may knock.
+"""Who may enter the labeling pages: sessions and invitations.
 
 Every handler is a plain function of a `Visit`. `entrance` makes a route of it: the request has
 been read, its sender is known and may do this, and a POST has shown that it comes from our page.
 """
 
 import hmac
-import json
-import math
-import os
 import secrets
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
@@ -24,48 +17,22 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tether.errors import ConfigError
 from tether.feedback import people
 from tether.feedback.people import Person
 from tether.feedback.store import Store
 from tether.web.counts import Counts, Latest
-
-MAX_BODY = 64 * 1024  # bytes
-MAX_KEYS = 10_000  # visitors that a rate limit remembers
-PROXY = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-FOREIGN = "This was not sent from our own page; reload the page and try again."
+from tether.web.incoming import (
+    PROXY,
+    RateLimit,
+    csrf_token,
+    parse,
+    read_body,
+    require_own_origin,
+    require_token,
+    too_many,
+)
 
 Export = Callable[[Store], Iterable[str]]
-
-
-class RateLimit:
-    """A bucket for each visitor: `burst` at once, then `rate` a second."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self.rate, self.burst = rate, burst
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens left, and when that was
-        self._lock = threading.Lock()
-
-    def wait(self, key: str, cost: int = 1) -> int:
-        """Take `cost` tokens; return 0, or the whole seconds to wait if there are too few."""
-        now = time.monotonic()
-        with self._lock:
-            tokens, then = self._buckets.get(key, (float(self.burst), now))
-            tokens = min(self.burst, tokens + (now - then) * self.rate)
-            if tokens < max(cost, 1):
-                return math.ceil((1 - tokens) / self.rate)
-            if len(self._buckets) >= MAX_KEYS:
-                self._forget(now)
-            self._buckets[key] = (tokens - cost, now)
-        return 0
-
-    def _forget(self, now: float) -> None:
-        """Drop the buckets that are full again, and if none is, the one used longest ago."""
-        full = self.burst / self.rate
-        kept = {key: old for key, old in self._buckets.items() if now - old[1] < full}
-        if len(kept) >= MAX_KEYS:
-            del kept[min(kept, key=lambda key: kept[key][1])]
-        self._buckets = kept
 
 
 @dataclass(kw_only=True)
@@ -122,7 +89,7 @@ def entrance(
     """A route to a handler, which runs in a worker thread."""
 
     async def endpoint(request: Request) -> Response:
-        body = await _read_body(request) if post else b""
+        body = await read_body(request) if post else b""
         return await run_in_threadpool(_enter, request, handler, body, post, admin)
 
     methods = ["POST"] if post else ["GET"]
@@ -140,16 +107,10 @@ def _enter(
         raise HTTPException(403, "This page is for administrators, who have links of their own.")
     fields: dict[str, Any] = {}
     if post:
-        _require_own_origin(request)
-        fields = _parse(request, body)
-        _require_token(request, fields)
+        require_own_origin(request)
+        fields = parse(request, body)
+        require_token(request, fields)
     return handler(Visit(site=site, request=request, person=person, fields=fields))
-
-
-def too_many(seconds: int) -> HTTPException:
-    """What is told to whoever knocks too often."""
-    detail = f"Too many requests; try again in {seconds} s."
-    return HTTPException(429, detail, headers={"Retry-After": str(seconds)})
 
 
 # --- sessions -------------------------------------------------------------------------------------
@@ -201,99 +162,3 @@ def leave(visit: Visit) -> Response:
     """End the session in this browser."""
     visit.request.session.clear()
     return visit.page("left.html")
-
-
-def session_secret(path: Path) -> str:
-    """What signs the sessions: TETHER_SECRET, or a file beside the project, made on first use.
-
-    Raises:
-        ConfigError: TETHER_SECRET is short, or the file cannot be made or is empty.
-    """
-    if secret := os.environ.get("TETHER_SECRET", ""):
-        if len(secret) < 16:
-            raise ConfigError("TETHER_SECRET must have at least 16 characters; make a longer one")
-        return secret
-    file = path.with_name(path.name + ".key")
-    try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(secrets.token_urlsafe(32))
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be made ({error.strerror}); set TETHER_SECRET") from None
-    secret = file.read_text(encoding="ascii").strip()
-    if len(secret) < 16:
-        raise ConfigError(f"{file}: is too short to sign sessions; delete it and start again")
-    return secret
-
-
-# --- forged requests ------------------------------------------------------------------------------
-
-
-def csrf_token(request: Request) -> str:
-    """The session's token, which every POST must carry."""
-    if "csrf" not in request.session:
-        request.session["csrf"] = secrets.token_urlsafe(16)
-    return request.session["csrf"]
-
-
-def _require_own_origin(request: Request) -> None:
-    """Refuse what another site made the browser send.
-
-    Forms of a page with `Referrer-Policy: no-referrer` carry the origin "null"; there the browser's
-    Sec-Fetch-Site decides, and where that is missing too, the token alone.
-    """
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise HTTPException(403, FOREIGN)
-    origin = request.headers.get("origin", "null")
-    if origin != "null" and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, FOREIGN)
-
-
-def _require_token(request: Request, fields: Mapping[str, Any]) -> None:
-    sent = request.headers.get("x-csrf-token") or fields.get("csrf")
-    known = request.session.get("csrf", "")
-    if not known or not isinstance(sent, str):
-        raise HTTPException(403, FOREIGN)
-    if not hmac.compare_digest(sent.encode(errors="replace"), known.encode()):
-        raise HTTPException(403, FOREIGN)
-
-
-# --- bodies ---------------------------------------------------------------------------------------
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HTTPException(413, f"At most {MAX_BODY // 1024} KB can be sent at once.")
-    return bytes(body)
-
-
-def _parse(request: Request, body: bytes) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "application/json":
-        return _parse_json(body)
-    if kind != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "Send a form or JSON.")
-    try:
-        text = body.decode("ascii")
-        return dict(parse_qsl(text, keep_blank_values=True, errors="replace", max_num_fields=200))
-    except ValueError:
-        raise HTTPException(400, "The form cannot be read.") from None
-
-
-def _parse_json(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be stored
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "The body is not valid JSON in UTF-8.") from None
-    if not isinstance(value, dict):
-        raise HTTPException(400, "The body must be a JSON object.")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
