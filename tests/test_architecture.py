@@ -121,8 +121,8 @@ except SystemExit as stop:
 
 @pytest.mark.parametrize(
     "code",
-    ["import tether.feedback.consensus", "import tether.web.app", HELP],
-    ids=["feedback", "web", "help"],
+    ["import tether.feedback.consensus", "import tether.web.app", "import tether.web.main", HELP],
+    ids=["feedback", "label", "web", "help"],
 )
 def test_it_starts_without_torch(code):
     assert not loaded_by(code) & HEAVY

@@ -57,6 +57,7 @@ Feedback of people
   tether feedback simulate --data FILE --scorer file.py:function --out DIR
 
 Reports, data
+  tether web [--runs DIR]                runs in the browser, live while they train
   tether report DIR                      write DIR/report.html anew
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
@@ -324,6 +325,7 @@ def generate(arguments: list[str]) -> None:
 
 FUNCTIONS = {
     "label": "tether.web.command:label",
+    "web": "tether.web.main:web",
     "feedback import": "tether.feedback.commands:import_items",
     "feedback export": "tether.feedback.commands:export_labels",
     "feedback invite": "tether.feedback.commands:invite_person",

@@ -115,12 +115,11 @@ def locked(store):
         other.close()
 
 
-class Server:
-    """The application on a free port, in a thread."""
+class Listening:
+    """An application on a free port, in a thread."""
 
-    def __init__(self, store, **settings):
-        self.app = build(store, secret=SECRET, **{"name": "Ann", **settings})
-        self.store, self.port = store, 0
+    def __init__(self, app):
+        self.app, self.port = app, 0
         self.start()
 
     def start(self):
@@ -136,6 +135,14 @@ class Server:
         self.server.should_exit = True
         self.thread.join()
         self.socket.close()
+
+
+class Server(Listening):
+    """The labeling server of a project."""
+
+    def __init__(self, store, **settings):
+        self.store = store
+        super().__init__(build(store, secret=SECRET, **{"name": "Ann", **settings}))
 
 
 @contextmanager
