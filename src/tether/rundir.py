@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import resource
 import shutil
 import sqlite3
@@ -23,6 +24,8 @@ from tether.config_file import read_toml, to_table, toml_text
 from tether.errors import ConfigError
 from tether.sections import require
 
+STOP = "stop"  # where this file is, training ends after the step it is at
+ROWS = ("metrics.jsonl", "samples.jsonl")
 HASH_LIMIT = 1 << 30  # bytes; a larger file is identified by its size and time instead
 
 
@@ -181,13 +184,21 @@ class StageFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def begin(self, step: int = 0) -> None:
-        """Write settings and inputs, and drop metrics and samples that are later than `step`."""
+    def begin(self, step: int = 0, total: int = 0) -> None:
+        """Write settings and inputs, and drop metrics and samples that are later than `step`.
+
+        Args:
+            step: Steps done.
+            total: Steps there will be; 0 = it has none, or they are not known yet.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         self._fingerprints = {path: fingerprint(path) for path in self._inputs if path}
+        process = {"host": platform.node(), "pid": os.getpid(), "time": round(time.time(), 3)}
+        process |= {"step": step, "total_steps": total}
         table = {"kind": self.kind, **self._settings, "inputs": self._fingerprints}
-        write_text(self.path / "config.toml", toml_text(table))
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        write_text(self.path / "config.toml", toml_text({**table, "process": process}))
+        (self.path / STOP).unlink(missing_ok=True)  # it was asked of a process that is gone
+        for name in ROWS:
             file = self.path / name
             if file.exists():
                 # A killed process can leave half a line at the end, or half a character. Bytes
@@ -203,6 +214,17 @@ class StageFolder:
         }
         with (self.path / file).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+
+    def stop_if_asked(self, checkpoint: Callable[[], None]) -> None:
+        """End training where a file `stop` asks for it, after a checkpoint to go on from.
+
+        Raises:
+            KeyboardInterrupt: As Ctrl-C would.
+        """
+        if (self.path / STOP).exists():
+            checkpoint()
+            (self.path / STOP).unlink(missing_ok=True)
+            raise KeyboardInterrupt
 
     def last_row(self) -> dict[str, Any]:
         """The last row of metrics.jsonl, also of a run that had ended before it was resumed."""
@@ -229,6 +251,7 @@ class StageFolder:
         result["inputs"] = self._fingerprints
         write_json(self.path / "result.json", {**result, **facts})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        (self.path / STOP).unlink(missing_ok=True)
         return self.path
 
 

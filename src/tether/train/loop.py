@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,11 @@ def fit(
     optimizer = make_optimizer([(model.parameters(), peak)], config.optimizer)
     state = load_checkpoint(folder.checkpoints, {"model": model}, optimizer)
     start = state["step"] if state else 0
-    folder.begin(start)
+    folder.begin(start, total)
+
+    def checkpoint(step: int) -> None:
+        save_checkpoint(folder.checkpoints, step, {"model": model}, optimizer, {})
+
     with Steps(folder.path.name, total, start) as progress:
         for step in range(start, total):
             factor = learning_rate_factor(step, total, config.optimizer)
@@ -64,7 +69,9 @@ def fit(
             if config.keep_every and (step + 1) % config.keep_every == 0 and step + 1 < total:
                 folder.keep_model(step + 1, save)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-                save_checkpoint(folder.checkpoints, step + 1, {"model": model}, optimizer, {})
+                checkpoint(step + 1)
+            if step + 1 < total:
+                folder.stop_if_asked(partial(checkpoint, step + 1))
     model.eval()
     return total
 

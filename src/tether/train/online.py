@@ -6,6 +6,7 @@ online DPO and best-of-n choose among a prompt's completions instead (`choose.py
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def _loop(run: Run) -> dict[str, Any]:
     """All updates; returns the final facts."""
     config, stopped, told = run.config, "", False
     start = run.resume()
-    run.folder.begin(start)
+    run.folder.begin(start, config.steps)
     with Steps(run.folder.path.name, config.steps, start) as progress:
         for step in range(start, config.steps):
             factor = loop.learning_rate_factor(step, config.steps, config.optimizer)
@@ -201,6 +202,8 @@ def _loop(run: Run) -> dict[str, Any]:
                 run.folder.keep_model(step + 1, run.write)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 run.checkpoint(step + 1)
+            if step + 1 < config.steps:
+                run.folder.stop_if_asked(partial(run.checkpoint, step + 1))
     last = run.folder.last_row()
     return {"steps": last["step"], "stopped": stopped, "last": last}
 
