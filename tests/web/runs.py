@@ -1,10 +1,13 @@
 """A folder of runs as training leaves it, and a server for it."""
 
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 from starlette.testclient import TestClient
 
+from tests.train import toys
 from tests.web.pages import SECRET, Listening
 from tether.config_file import toml_text
 from tether.web.main import build, workshop
@@ -42,20 +45,45 @@ def ppo_row(step, **changes):
     return row | changes
 
 
-def make_app(folder, projects=(), token="", hosts=LOOPBACK):
+def client(folder, projects=(), token="", hosts=LOOPBACK):
     site = workshop(folder, [str(one) for one in projects], token)
-    return build(site, secret=SECRET, hosts=hosts)
-
-
-def client(folder, **settings):
-    return TestClient(make_app(folder, **settings), base_url=URL, follow_redirects=False)
+    app = build(site, secret=SECRET, hosts=hosts)
+    return TestClient(app, base_url=URL, follow_redirects=False)
 
 
 @contextmanager
-def serving_runs(folder, **settings):
-    server = Listening(make_app(folder, **settings))
+def serving_runs(folder, projects=()):
+    site = workshop(folder, [str(one) for one in projects])
+    server = Listening(build(site, secret=SECRET, hosts=LOOPBACK))
+    site.stopping = lambda: server.server.should_exit
     try:
         yield server
     finally:
         if server.thread.is_alive():
             server.stop()
+
+
+PPO = """\
+--steps {steps} --batch-size 8 --minibatches 2 --epochs 2 --checkpoint-every 0 --kl.beta 0.1
+--sampling.max-new-tokens 6 --optimizer.learning-rate 1e-3 --compute.threads 1
+"""
+
+
+def tiny_ppo(folder, out, steps=5000):
+    """The command of a PPO run on a model of random weights, and its environment."""
+    model = toys.save(folder)
+    prompts = toys.write_rows(folder / "prompts.jsonl", toys.PROMPTS)
+    reward = f"{toys.write_rewards(folder)}:kind"
+    words = ["--model", model, "--prompts", prompts, "--reward", reward, "--out", str(out)]
+    return [sys.executable, "-m", "tether.cli", "ppo", *words, *PPO.format(steps=steps).split()]
+
+
+@contextmanager
+def training(command):
+    """A command in a process of its own, ended with the test at the latest."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

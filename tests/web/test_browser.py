@@ -7,7 +7,6 @@ missing one a failure, and TETHER_SCREENSHOTS=1 writes the pictures of the docum
 import os
 import random
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -21,62 +20,8 @@ from tether.web.agreement import EXPORTS, summary
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev extra)")
 expect = playwright.expect
 
-ARGS = [
-    f"--{switch}"
-    for switch in (
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    )
-]
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-
-
-def find_chromium(own):
-    """Playwright's own Chromium, or one on the PATH; None without."""
-    if Path(own).is_file():
-        return own
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        path = find_chromium(driver.chromium.executable_path)
-        if path is None:
-            missing = "no Chromium found: install one, or run `playwright install chromium`"
-            if os.environ.get("TETHER_REQUIRE_BROWSER") == "1":
-                pytest.fail(missing)
-            pytest.skip(missing)
-        browser = driver.chromium.launch(executable_path=path, args=ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a page in a browser of its own; at the end no script has failed in any of them."""
-    contexts, errors = [], []
-
-    def open_page(url, **options):
-        context = browser.new_context(**options)
-        context.set_default_timeout(10_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(error))
-        page.goto(url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
 
 
 @pytest.fixture

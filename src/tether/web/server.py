@@ -80,7 +80,7 @@ def templates(versions: Mapping[str, str], home: str) -> Environment:
     )
     pages.globals["static"] = lambda name: f"/static/{name}?v={versions[name]}"
     pages.globals["home"] = home
-    pages.filters["ago"] = _ago
+    pages.filters |= {"ago": _ago, "duration": _duration}
     return pages
 
 
@@ -93,6 +93,14 @@ def _ago(moment: float | None, now: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit} ago"
     return "just now"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as "1 h 02 min", "1 min 11 s" or "31 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def static_files(
