@@ -108,7 +108,7 @@ def _contents(visit: Visit, found: Run, stage: Stage) -> dict[str, Any]:
         "others": [] if waiting else _others(site, stage),
         "figures": _figures(stage.last),
         "samples": _samples(file("samples.jsonl")),
-        "events": list(reversed(history.newest(file("events.jsonl"), EVENTS))),
+        "events": [_alarm(row) for row in reversed(history.newest(file("events.jsonl"), EVENTS))],
         "checkpoints": [] if waiting else _checkpoints(stage),
         "config": read_text(file("config.toml")),
         "throughput": _throughput(stage),
@@ -157,6 +157,21 @@ def _samples(path: Path | None) -> list[dict[str, Any]]:
             {**sample, "beside": beside if isinstance(beside, str) else None, "then": then}
         )
     return found
+
+
+def _alarm(row: dict[str, Any]) -> dict[str, Any]:
+    """An alarm of the monitor, with what it saw."""
+    texts = {key: str(row.get(key) or "") for key in ("step", "alarm", "action", "text")}
+    examples = row.get("examples")
+    examples = examples if isinstance(examples, list) else []
+    return {**texts, "examples": [one if isinstance(one, str) else _lines(one) for one in examples]}
+
+
+def _lines(value: Any) -> str:
+    """An example with several fields, one a line."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "\n".join(f"{name}: {each}" for name, each in value.items())
 
 
 def _turns(prompt: Any) -> list[tuple[str, str]]:

@@ -160,6 +160,19 @@ def read_stage(site: Workshop, folder: Path) -> Stage:
     )
 
 
+def stirred(site: Workshop, folder: Path) -> tuple[str, list[str]]:
+    """What tells that a page of this stage is out of date although none of its files has grown.
+
+    Its state, which changes when its process ends, and which stages of its run have begun.
+    """
+    process = _toml(site.file(folder, "config.toml")).get("process", {})
+    process = process if isinstance(process, dict) else {}
+    result = _json(site.file(folder, "result.json"))
+    state = _state(site, folder, result, process, _changed(site, folder))
+    beside = _folders(site, folder.parent) if folder.parent != site.runs else []
+    return state, [one.name for one in beside if holds_stage(site, one)]
+
+
 def _state(
     site: Workshop, folder: Path, result: dict[str, Any], process: dict[str, Any], changed: float
 ) -> str:

@@ -7,6 +7,12 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const MOST_POINTS = 3000; // of a live line, before it is fetched anew
 const STACKED = "Seconds by phase";
 
+// Plotly is large: the page is there before it.
+const plotly = new Promise((resolve) => {
+  if (window.Plotly) resolve();
+  else document.getElementById("plotly").addEventListener("load", resolve);
+});
+
 const own = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // Plotly reads tags in names, and a name is not a tag.

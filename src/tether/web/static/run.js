@@ -24,6 +24,7 @@ async function load() {
   loading = (async () => {
     try {
       const found = await Promise.all([stage, ...overlaid].map(rows));
+      await plotly;
       charts.show(found);
       position = found[0].position;
       place.dataset.ready = "yes";
