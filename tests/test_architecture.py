@@ -31,6 +31,8 @@ BASE = {
     "rundir",
     "progress",
     "functions",
+    "glossary",
+    "trackers",
 }
 MODELS = {"core", "kernels", "parallel", "data", "models"}
 LEARN = MODELS | {"engine", "rewards"}

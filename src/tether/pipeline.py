@@ -17,6 +17,7 @@ from tether.functions import is_function, load_function
 from tether.progress import console, results
 from tether.rewards.rulebook import bind_rule, load_rule
 from tether.rundir import write_json, write_text
+from tether.trackers import require_packages
 
 RUNNERS = {
     "sandbox": "tether.sandbox.stage:make_sandbox",
@@ -77,7 +78,7 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
     """Run a recipe.
 
     Args:
-        recipe: TOML file with `seed` and `[[stage]]` tables.
+        recipe: TOML file with `seed`, `compute`, `track` and `[[stage]]` tables.
         out: The run directory; "" = runs/ and the recipe's name.
         overrides: "--stage.setting", "value", … or "--stage.setting=value", by stage name;
             "--seed" and "--compute.setting" are the recipe's own, for all its stages.
@@ -94,6 +95,7 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
     override(table, overrides)
     stages = plan(table, folder)
     check_functions(stages)
+    require_packages(name for stage in stages for name in stage.config.compute.track)
     manifest = {
         "recipe": path.name,
         "stages": [stage.name for stage in stages],
@@ -177,7 +179,9 @@ def plan(table: dict[str, Any], folder: Path) -> list[Stage]:
         if name in {stage.name for stage in stages}:
             raise ConfigError(f"stage[{number}].name={name!r} is taken; give each its own name")
         settings.setdefault("seed", table.get("seed", 0))
-        settings["compute"] = {**table.get("compute", {}), **settings.get("compute", {})}
+        track = settings.pop("track", table.get("track", []))
+        compute = {**table.get("compute", {}), **settings.get("compute", {})}
+        settings["compute"] = {"track": track, **compute} if track else compute
         settings["out"] = str(folder / name)
         resolved = resolve(settings, stages, folder)
         stages.append(Stage(name, kind, from_table(STAGES[kind], resolved, f"{name}.")))
@@ -189,9 +193,9 @@ def plan(table: dict[str, Any], folder: Path) -> list[Stage]:
 def _check_shape(table: dict[str, Any]) -> list[dict[str, Any]]:
     """The stage tables of a recipe that has only what a recipe may have."""
     for key in table:
-        if key not in ("seed", "compute", "stage"):
+        if key not in ("seed", "compute", "track", "stage"):
             raise ConfigError(
-                f"{key}={table[key]!r} is not a recipe's; it has seed, compute and [[stage]]"
+                f"{key}={table[key]!r} is not a recipe's; it has seed, compute, track and [[stage]]"
             )
     stages, compute = table.get("stage", []), table.get("compute", {})
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):

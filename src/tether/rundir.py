@@ -23,6 +23,7 @@ from tether.config import StageConfig
 from tether.config_file import read_toml, to_table, toml_text
 from tether.errors import ConfigError
 from tether.sections import require
+from tether.trackers import Tracker, numbers, open_tracker, require_packages
 
 STOP = "stop"  # where this file is, training ends after the step it is at
 ROWS = ("metrics.jsonl", "samples.jsonl")
@@ -135,7 +136,11 @@ class StageFolder:
         self._inputs = inputs
         self._fingerprints: dict[str, str] = {}
         self._started = time.perf_counter(), time.process_time()
+        self._track = config.compute.track
+        self._trackers: dict[str, Tracker] = {}
         self._refuse_another()
+        if not self.finished:
+            require_packages(self._track)
 
     def _refuse_another(self) -> None:
         held = self.path / "config.toml"
@@ -214,6 +219,16 @@ class StageFolder:
         }
         with (self.path / file).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        if file == "metrics.jsonl" and self._track:
+            self._send(plain)
+
+    def _send(self, row: dict[str, Any]) -> None:
+        """Send a row to the trackers, which open at the first one."""
+        step = row.get("step", 0)
+        for name in self._track:
+            if name not in self._trackers:
+                self._trackers[name] = open_tracker(name, self.path, self._settings, step)
+            self._trackers[name].log(numbers(row), step)
 
     def stop_if_asked(self, checkpoint: Callable[[], None]) -> None:
         """End training where a file `stop` asks for it, after a checkpoint to go on from.
@@ -252,6 +267,8 @@ class StageFolder:
         write_json(self.path / "result.json", {**result, **facts})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / STOP).unlink(missing_ok=True)
+        for tracker in self._trackers.values():
+            tracker.close()
         return self.path
 
 

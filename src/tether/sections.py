@@ -9,7 +9,7 @@ from tether.validation import not_negative, positive, require, share
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
-    """Where and how precisely the tensors are computed."""
+    """Where and how precisely the tensors are computed, and who is told: never what comes out."""
 
     device: str = "auto"
     """"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", …"""
@@ -23,6 +23,8 @@ class ComputeConfig:
     """Compute activations anew in the backward pass instead of keeping them: less memory, slower"""
     offload: bool = False
     """On a GPU: models that are frozen wait in the CPU's memory until they are asked"""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the figures of training as well; each needs its package"""
 
     def __post_init__(self) -> None:
         not_negative("threads", self.threads)

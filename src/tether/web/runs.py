@@ -19,7 +19,16 @@ from tether.glossary import METRICS, explain
 from tether.rundir import STOP
 from tether.web import history
 from tether.web.counts import count
-from tether.web.states import Run, Stage, find_runs, holds_stage, read_run, read_stage, read_text
+from tether.web.states import (
+    Run,
+    Stage,
+    find_runs,
+    holds_stage,
+    read_run,
+    read_stage,
+    read_text,
+    stirred,
+)
 from tether.web.visit import Visit, Workshop, entrance, link_text
 
 EVERY = 0.5  # seconds between looks at the files
@@ -272,8 +281,8 @@ async def _follow(site: Workshop, folder: Path, at: history.Position) -> AsyncIt
 
 
 def _news(
-    site: Workshop, folder: Path, at: history.Position, before: dict[str, history.Position]
-) -> tuple[history.Position, dict[str, history.Position], list[str]]:
+    site: Workshop, folder: Path, at: history.Position, before: dict[str, Any]
+) -> tuple[history.Position, dict[str, Any], list[str]]:
     """Where the rows end now, how the other files are, and what there is to tell."""
     events: list[str] = []
     path = site.file(folder, "metrics.jsonl")
@@ -295,9 +304,10 @@ def _event(name: str, at: history.Position, data: Any) -> str:
     return f"event: {name}\nid: {at}\ndata: {json.dumps(data)}\n\n"
 
 
-def _signature(site: Workshop, folder: Path) -> dict[str, history.Position]:
-    """Of each file beside the metrics, what changes whenever the file does."""
-    return {name: history.end(site.file(folder, name)) for name in WATCHED}
+def _signature(site: Workshop, folder: Path) -> dict[str, Any]:
+    """Of each file beside the metrics, and of the stage, what changes whenever it does."""
+    files = {name: history.end(site.file(folder, name)) for name in WATCHED}
+    return {**files, "state": stirred(site, folder)}
 
 
 ROUTES = [
