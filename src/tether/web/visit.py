@@ -55,14 +55,14 @@ class Workshop:
             HTTPException: 404 where there is none, or where it lies elsewhere.
         """
         path = self._inside(self.runs / name) if "\0" not in name else None
-        if path is None or path == self.runs or not path.is_dir():
+        if path is None or path == self.runs or not os.path.isdir(path):
             raise HTTPException(404, "There is no such run.")
         return path
 
     def file(self, folder: Path, name: str) -> Path | None:
         """A file of a folder of ours; None where there is none, or where it lies elsewhere."""
         path = self._inside(folder / name)
-        return path if path is not None and path.is_file() else None
+        return path if path is not None and os.path.isfile(path) else None
 
     def _inside(self, path: Path) -> Path | None:
         """The real path, links followed; None outside the runs."""
