@@ -33,12 +33,6 @@ METRICS: dict[str, Metric] = {
         "Lies above the score, by less as completions become alike.",
         "Score",
     ),
-    "score_raw": Metric(
-        "raw score",
-        "",
-        "Mean of the first reward before it is shifted, scaled and clipped.",
-        "Moves with the score; where it alone goes on rising, scores are clipped.",
-    ),
     "reward": Metric(
         "return",
         "normalized",
@@ -118,6 +112,12 @@ METRICS: dict[str, Metric] = {
         "Share of the returns' variance that the value model foretells.",
         "Above 0 within a few steps and rising; below 0 it is worse than a constant.",
         "Explained variance",
+    ),
+    "score_raw": Metric(
+        "raw score",
+        "",
+        "Mean of the first reward before it is shifted, scaled and clipped.",
+        "Moves with the score; where it alone goes on rising, scores are clipped.",
     ),
     "approx_kl": Metric(
         "update KL",

@@ -1,12 +1,14 @@
 """A run's page in a real Chromium, beside training that really goes on."""
 
+import os
 import re
+import sys
 import time
 
 import pytest
 
 from tests.web.runs import finish, make_stage, ppo_row, serving_runs, tiny_ppo, training, write_rows
-from tests.web.test_browser import PHONE
+from tests.web.test_browser import IMAGES, PHONE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev extra)")
 expect = playwright.expect
@@ -177,3 +179,32 @@ def test_a_phone(tmp_path, watched, address):
         if address != "/":
             drawn(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    os.environ.get("TETHER_SCREENSHOTS") != "1", reason="writes docs/images; TETHER_SCREENSHOTS=1"
+)
+def test_picture_of_the_documentation(tmp_path, watched):
+    """The demo, watched from its first stage to its PPO, which is then asked to stop."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    command = [sys.executable, "-m", "tether.cli", "demo", "--out", str(runs / "demo")]
+    with serving_runs(runs) as server, training(command) as process:
+        page = watched(server.url, viewport={"width": 1200, "height": 860})
+        link = page.get_by_role("link", name="demo", exact=True)
+        expect(link).to_be_visible(timeout=120_000)
+        link.click()
+        expect(page.locator("#charts")).to_have_attribute(
+            "data-stage", "demo/ppo", timeout=1_500_000
+        )  # the page goes on to the next stage by itself
+        drawn(page)
+        until_true(page, lambda: points(page) >= 16, seconds=600)
+        page.wait_for_timeout(3000)
+        page.screenshot(path=IMAGES / "run.png")
+        page.get_by_role("button", name="Stop after this step").click()
+        process.communicate(timeout=120)
+        assert process.returncode == 130
+    assert (IMAGES / "run.png").stat().st_size <= 150 * 1024

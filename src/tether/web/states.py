@@ -16,6 +16,7 @@ from tether.web.visit import Workshop
 DEPTH = 3  # folders below the runs in which runs are looked for
 MOST = 500  # runs and stages that the start page lists
 MOST_BYTES = 1 << 20  # of a settings file
+RECENT = 200  # rows among which the newest value of a figure is looked for
 QUIET = 600.0  # seconds without a row after which a run on another machine counts as stopped
 LAST = ("score", "kl", "loss", "held_out_loss", "accuracy", "held_out_accuracy", "length")
 
@@ -39,7 +40,7 @@ class Stage:
     seconds: float | None
     """It took, or has taken since it last went on"""
     last: dict[str, Any]
-    """Its newest row of metrics"""
+    """The newest value of each of its metrics"""
     changed: float
     """When something was last written; seconds since the epoch"""
     checkpoint: int | None
@@ -131,7 +132,7 @@ def read_stage(site: Workshop, folder: Path) -> Stage:
     settings = _toml(site.file(folder, "config.toml"))
     result = _json(site.file(folder, "result.json"))
     metrics = site.file(folder, "metrics.jsonl")
-    last = next(iter(newest(metrics, 1)), {})
+    last = _newest_figures(metrics)
     process = settings.pop("process", {})
     process = process if isinstance(process, dict) else {}
     step, total = _whole(last.get("step")), _whole(process.get("total_steps"))
@@ -158,6 +159,16 @@ def read_stage(site: Workshop, folder: Path) -> Stage:
         settings=settings,
         result=result,
     )
+
+
+def _newest_figures(metrics: Path | None) -> dict[str, Any]:
+    """The last row, with what only rows a little before it have, such as held-out figures."""
+    rows = newest(metrics, RECENT)
+    last: dict[str, Any] = {}
+    for row in rows:
+        last |= {key: value for key, value in row.items() if value is not None}
+    ordered = dict.fromkeys(key for row in reversed(rows) for key in row)
+    return {key: last[key] for key in ordered if key in last}
 
 
 def stirred(site: Workshop, folder: Path) -> tuple[str, list[str]]:

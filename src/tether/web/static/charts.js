@@ -31,14 +31,21 @@ class Charts {
     this.cards = new Map(); // by title
     this.lines = new Map(); // by run and key
     this.due = new Set();
+    this.single = new Set(); // what has been logged once
   }
 
   // Lay out all series of all runs: [{run, series, meanings}], the page's own run first.
   show(runs) {
     this.lines.clear();
+    this.single.clear();
     for (const card of this.cards.values()) card.lines = [];
     runs.forEach(({ run, series, meanings }, number) => {
-      for (const [key, points] of Object.entries(series)) this.add(run, number, key, points, meanings[key], runs.length > 1);
+      // What was logged once, where all else goes on, is no curve; the table below has it.
+      const least = Object.values(series).some((points) => points.x.length > 4) ? 2 : 1;
+      for (const [key, points] of Object.entries(series)) {
+        if (points.x.length < least && key.startsWith("metrics/")) this.single.add(`${number}:${key}`);
+        else this.add(run, number, key, points, meanings[key], runs.length > 1);
+      }
     });
     for (const [title, card] of this.cards) {
       if (!card.lines.length) { card.box.remove(); this.cards.delete(title); }
@@ -95,6 +102,7 @@ class Charts {
     for (const row of rows) {
       for (const [key, value] of Object.entries(row)) {
         if (key === "step" || typeof value !== "number") continue;
+        if (this.single.has(`0:metrics/${key}`)) return false;
         const found = this.lines.get(`0:metrics/${key}`);
         if (!found || found.line.x.length > MOST_POINTS) return false;
         found.line.x.push(row.step ?? found.line.x.length + 1);
