@@ -306,10 +306,7 @@ METRICS: dict[str, Metric] = {
         "Gradient norm",
     ),
     "learning_rate": Metric(
-        "learning rate",
-        "",
-        "Size of the optimizer's steps.",
-        "As the schedule says.",
+        "learning rate", "", "Size of the optimizer's steps.", "As the schedule says."
     ),
     "tokens": Metric(
         "tokens",
@@ -332,11 +329,7 @@ METRICS: dict[str, Metric] = {
         "Seconds by phase",
     ),
     "seconds_train": Metric(
-        "updates",
-        "s",
-        "Time a step spends on updates.",
-        "Steady.",
-        "Seconds by phase",
+        "updates", "s", "Time a step spends on updates.", "Steady.", "Seconds by phase"
     ),
     # --- the monitor
     "proxy": Metric(
