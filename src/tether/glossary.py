@@ -20,10 +20,8 @@ METRICS: dict[str, Metric] = {
     "score": Metric(
         "score",
         "normalized",
-        "Mean of the rewards' sum over the step's completions, in units of the reward's spread on "
-        "the reference's completions.",
-        "Rises, fast at first and then slower; an audit that falls meanwhile means that the reward "
-        "is being gamed.",
+        "Mean sum of the rewards, in units of the reward's spread on the reference's answers.",
+        "Rises, ever more slowly; where an audit falls meanwhile, the reward is being gamed.",
         "Score",
     ),
     "best_score": Metric(
@@ -36,18 +34,15 @@ METRICS: dict[str, Metric] = {
     "reward": Metric(
         "return",
         "normalized",
-        "Mean of what a completion earns in all: its score less β times its KL, and less any "
-        "penalty.",
+        "What a completion earns in all: its score less β times its KL and any penalty.",
         "Rises; where the score rises and this falls, the policy pays more for distance than the "
         "score is worth.",
     ),
     "kl": Metric(
         "KL",
         "nats a completion",
-        "How far the policy has moved from its reference: the mean of log π − log π_ref, summed "
-        "over a completion.",
-        "Grows slowly from 0 and levels off; tens of nats mean that little of the reference is "
-        "left.",
+        "Distance from the reference: mean of log π − log π_ref, summed over a completion.",
+        "Grows slowly from 0 and levels off; at tens of nats little of the reference is left.",
         "KL to the reference",
     ),
     "beta": Metric(
@@ -94,8 +89,7 @@ METRICS: dict[str, Metric] = {
     "clip_fraction": Metric(
         "policy",
         "share of tokens",
-        "Share of tokens whose ratio to the sampling policy lies outside the clip range, so that "
-        "they teach nothing.",
+        "Share of tokens whose ratio to the sampling policy is clipped: they teach nothing.",
         "0.02 to 0.2; above 0.3 the steps are too large.",
         "Clip fraction",
     ),
@@ -222,8 +216,7 @@ METRICS: dict[str, Metric] = {
     "chosen_reward": Metric(
         "chosen",
         "β · nats",
-        "Implied reward of the chosen completions: β times how much likelier they are than under "
-        "the reference.",
+        "Of chosen completions, β times how much likelier they are than under the reference.",
         "Stays near 0 or rises; where it falls far, the policy unlearns good completions too.",
         "Implied rewards",
     ),
