@@ -1,7 +1,7 @@
 """The decode loop: prompts in, sampled completions with their log-probs out."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -112,6 +112,47 @@ def generate_tokens(
             if ended:
                 on_rows(len(ended))
     return [loop.results[i] for i in range(len(prompts))]
+
+
+class Token(NamedTuple):
+    """One sampled token and its log-prob (nats) at the sampling temperature."""
+
+    id: int
+    logprob: float
+
+
+@torch.no_grad()
+def stream(
+    language_model: LanguageModel,
+    prompt: list[int],
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    step: int = 0,
+) -> Iterator[Token]:
+    """The tokens of one completion as they are sampled; whoever stops asking stops the sampling.
+
+    They are those of `generate_tokens(language_model, [prompt], sampling, seed=seed, step=step)`,
+    the end token included. Between two tokens nothing is held but the cache, so that other models
+    on the same backbone may compute meanwhile.
+
+    Raises:
+        ConfigError: The prompt is empty or leaves no room for a completion; when first asked.
+    """
+    check_lengths([prompt], language_model.max_positions, sampling.max_new_tokens)
+    model, place = language_model.model, language_model.place
+    with at_work(model, place), using(model, language_model.adapter):
+        decoder = decoder_for(language_model, 1, len(prompt) + sampling.max_new_tokens)
+        loop = _Loop(language_model, decoder, sampling, seed, step)
+        loop.admit([0], [0], [prompt])
+    for count in range(sampling.max_new_tokens):
+        if 0 in loop.results:
+            ids, logprobs, _ = loop.results[0]
+            yield Token(ids[count], logprobs[count])
+            return
+        yield Token(int(loop.tokens[0, count]), float(loop.logprobs[0, count]))
+        with at_work(model, place), using(model, language_model.adapter):
+            loop.advance()
 
 
 class _Loop:
