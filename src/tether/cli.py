@@ -51,6 +51,7 @@ Feedback of people
   tether feedback revoke PROJECT.db NAME                   … ends it
   tether feedback agreement PROJECT.db|FILE                consensus, agreement, each labeler
   tether feedback winrate PROJECT.db                       each model against each other one
+  tether feedback ratings PROJECT.db                       the strength of each model compared
   tether feedback scores PROJECT.db --data FILE            scores by which --next-item active asks
   tether feedback export PROJECT.db --to pairs --out FILE  rankings, thumbs, hh, openai as well
   tether reward|dpo|kto --data PROJECT.db …                train on a project directly
@@ -332,6 +333,7 @@ FUNCTIONS = {
     "feedback revoke": "tether.feedback.commands:revoke_person",
     "feedback agreement": "tether.feedback.commands:print_agreement",
     "feedback winrate": "tether.feedback.commands:print_win_rate",
+    "feedback ratings": "tether.feedback.commands:print_ratings",
     "feedback scores": "tether.feedback.commands:import_scores",
 }
 """Commands that are functions of another module; imported only when they are called."""

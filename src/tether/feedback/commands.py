@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from tether.errors import ConfigError
-from tether.feedback import report, scores, winrate
+from tether.feedback import ratings, report, scores, winrate
 from tether.feedback.arguments import Name, ProjectFile
 from tether.feedback.export import ExportConfig, export_feedback
 from tether.feedback.people import invite, revoke
@@ -76,6 +76,15 @@ def print_win_rate(project: ProjectFile) -> None:
         project: The project's file, NAME.db, in pair or rank mode.
     """
     winrate.print_win_rates(winrate.project_win_rates(Store(project)), results)
+
+
+def print_ratings(project: ProjectFile) -> None:
+    """How strong each model is, by the choices between completions of two models.
+
+    Args:
+        project: The project's file, NAME.db, of pairs or rankings that name their models.
+    """
+    ratings.print_ratings(project)
 
 
 def invite_person(
