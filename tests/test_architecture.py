@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "constitution": LEARN | {"feedback"},
     "evaluation": LEARN | {"feedback"},
     "sandbox": LEARN | {"constitution"},
+    "chat": LEARN | {"feedback"},
     "footprint": LEARN | {"train"},
     "pipeline": PIPELINE,
     "plan": PIPELINE | {"pipeline", "footprint"},

@@ -57,6 +57,9 @@ Feedback of people
   tether reward|dpo|kto --data PROJECT.db …                train on a project directly
   tether feedback simulate --data FILE --scorer file.py:function --out DIR
 
+Talk to a model
+  tether chat DIR [--reference DIR] [--project CHAT.db]    in the terminal; /help tells how
+
 Reports, data
   tether web [--runs DIR]                runs in the browser, live while they train
   tether report DIR                      write DIR/report.html anew
@@ -325,6 +328,7 @@ def generate(arguments: list[str]) -> None:
 
 
 FUNCTIONS = {
+    "chat": "tether.chat.terminal:chat",
     "label": "tether.web.command:label",
     "web": "tether.web.main:web",
     "feedback import": "tether.feedback.commands:import_items",

@@ -8,13 +8,14 @@ from torch import Tensor
 from tether.kernels import gpu, gpu_head
 from tether.kernels import head as fused
 
-# Steps from which generation, evaluation, critiques, judges and pools draw, so that they share no
-# number with training.
+# Steps from which generation, evaluation, critiques, judges, pools and chats draw, so that they
+# share no number with training.
 GENERATION = 1 << 32
 EVALUATION = 1 << 33
 REVISION = 1 << 34
 JUDGMENT = 1 << 35
 POOL = 1 << 36
+CHAT = 1 << 38
 
 
 def uniforms(seed: int, step: int, rows: list[int], num_tokens: int) -> Float[Tensor, "B T"]:
