@@ -23,6 +23,7 @@ TEXT = [
     ("surface", "bad"),
     ("bad", "ground"),
     ("warn", "warn-soft"),
+    *(("text", f"{kind}-{level}") for kind in ("more", "less") for level in (1, 2, 3)),
 ]
 EDGES = [("edge", "surface"), ("edge", "ground"), ("accent", "ground"), ("accent", "surface")]
 

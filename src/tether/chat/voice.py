@@ -77,6 +77,10 @@ class Voice:
         parts = (ours - theirs).split([len(piece.tokens) for piece in answer])
         return [float(part.sum()) for part in parts]
 
+    def shaded(self, prompt: Text, answer: Sequence[Piece]) -> list[tuple[float, int]]:
+        """The differences, each with how strongly it is shown (`shade`)."""
+        return [(round(d, 4), shade(d)) for d in self.differences(prompt, answer)]
+
     def _encode(self, prompt: Text) -> list[int]:
         return encode_prompt(self._policy.tokenizer, prompt)
 

@@ -28,6 +28,7 @@ from tether.web.incoming import (
     require_token,
     too_many,
 )
+from tether.web.voices import Voices
 
 KEY = ".tether-web"  # beside the runs; with ".key" it is the file of the secret
 
@@ -46,7 +47,12 @@ class Workshop:
     """Whether the server is about to end, so that streams end first"""
     pages: Environment = field(init=False)
     """Templates; there once the application is built"""
+    voices: Voices = field(init=False)
+    """The runs' models"""
     failed_joins: RateLimit = field(default_factory=lambda: RateLimit(10 / 60, 10))
+
+    def __post_init__(self) -> None:
+        self.voices = Voices(self.runs)
 
     def folder(self, name: str) -> Path:
         """The folder `name` ("demo", "demo/ppo") below the runs.
