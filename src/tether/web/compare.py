@@ -175,7 +175,7 @@ def _choose(visit: Visit) -> dict[str, str]:
         HTTPException: 400 for what is no choice, 404 for an unknown round.
     """
     job = visit.site.voices.job(visit.fields.get("round"))
-    told, choice = job.told, visit.fields.get("choice")
+    told, choice = job.told, text(visit.fields, "choice")
     _shown(job)
     if choice not in CHOICES:
         raise HTTPException(400, "Choose A, B, a tie, or that both are bad.")

@@ -48,7 +48,7 @@ def sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
         HTTPException: 400 where one is out of its range.
     """
     temperature = _number(fields, "temperature", 1.0, 0.05, 5.0)
-    length = int(_number(fields, "max_new_tokens", 256, 1, LONGEST))
+    length = int(_number(fields, "max_new_tokens", 256.0, 1.0, float(LONGEST)))
     return {
         "temperature": temperature,
         "max_new_tokens": length,
