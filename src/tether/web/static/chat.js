@@ -163,6 +163,7 @@ function send() {
 }
 
 function start() {
+  part("no-script").hidden = true;
   part("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     send();
