@@ -52,17 +52,17 @@ class Actor:
 
 
 class Coloured(Actor):
-    """Differs from its reference by -2, -1.5, -1, … nats, word after word."""
+    """Differs from its reference by some nats, word after word."""
+
+    differences = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
         self.compares = True
 
     def shaded(self, prompt, pieces):
-        differences = [-2.0 + 0.5 * place for place in range(len(pieces))]
-        return [
-            (d, (d > 0) * min(3, round(2 * d)) + (d < 0) * max(-3, round(d))) for d in differences
-        ]
+        found = [self.differences[place % len(self.differences)] for place in range(len(pieces))]
+        return [(d, (d > 0) * min(3, round(2 * d)) + (d < 0) * max(-3, round(d))) for d in found]
 
 
 @contextmanager

@@ -239,6 +239,7 @@ def test_pictures_of_the_documentation(runs, watched):
         "demo/sft": Actor("demo/sft", brief),
         "talk/sft": Actor("talk/sft", wordy),
     }
+    actors["demo/ppo"].differences = (0.0, 0.0, 0.2, 0.0, 0.6, -0.6, 0.0, 0.0, 1.7, 0.0, -2.4, 0.3)
     asked = "My sourdough starter smells like nail polish remover. Is it dead?"
     with talking(runs, actors) as server:
         size = {"viewport": {"width": 1200, "height": 860}}
@@ -250,10 +251,9 @@ def test_pictures_of_the_documentation(runs, watched):
             page.locator("#choices:enabled").wait_for()
             time.sleep(0.05)
             press(page, "t" if number == 4 else ("1" if letter_of(page, "hungry") == "A" else "2"))
-            if number < 8:
-                press(page, "Enter")
-                expect(page.locator("#verdict")).to_contain_text(" was ")
-        page.screenshot(path=IMAGES / "compare.png")
+            press(page, "Enter")
+            expect(page.locator("#verdict")).to_contain_text(" was ")
+        page.screenshot(path=IMAGES / "compare.png", full_page=True)
         page = watched(f"{server.url}/chat?model=demo/ppo&reference=demo/sft", **size)
         page.locator("#message").fill(asked)
         press(page, "Enter")

@@ -14,7 +14,7 @@ GENERATION = 1 << 32
 EVALUATION = 1 << 33
 REVISION = 1 << 34
 JUDGMENT = 1 << 35
-POOL = 1 << 36
+POOL = 1 << 37
 CHAT = 1 << 38
 
 
