@@ -7,7 +7,10 @@ import pytest
 
 from tether.errors import DataError
 from tether.feedback.judgments import Item
-from tether.feedback.ratings import RIDGE, ratings
+from tether.feedback.live import Written, open_project
+from tether.feedback.live import judge as judge_live
+from tether.feedback.people import local_person
+from tether.feedback.ratings import RIDGE, print_ratings, ratings
 
 from .made import judge
 
@@ -124,3 +127,16 @@ def test_nothing_to_compare():
         ratings(*played([("", "", WIN)]))
     with pytest.raises(DataError, match="no two completions"):
         ratings({}, [])
+
+
+def test_the_command_prints_them(tmp_path, capsys):
+    store = open_project(tmp_path / "compare.db", "pair")
+    ann = local_person(store, "Ann").id
+    for number in range(3):
+        both = [Written(f"x{number}", "demo/ppo"), Written(f"y{number}", "demo/sft")]
+        ranks = [1.0, 2.0]
+        judge_live(store, ann, "p", both, ranks, submission=f"number-{number}", strength=2)
+    print_ratings(str(store.path))
+    out = capsys.readouterr().out
+    assert out.index("demo/ppo") < out.index("demo/sft")
+    assert "3 comparisons of two models; ties 0%" in out

@@ -1,4 +1,4 @@
-"""Chat and blind comparison in a real Chromium; see test_browser.py for when they run."""
+"""Chat and blind comparison in a real Chromium; see conftest.py for when they run."""
 
 import os
 import time
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.web import test_browser
 from tests.web.talking import Actor, Coloured, make_runs, talking
 from tests.web.test_browser import IMAGES, PHONE, expect, press
 from tether.config import DPOConfig
@@ -15,7 +14,6 @@ from tether.feedback.store import Store
 from tether.sections import ComputeConfig
 from tether.train.preference import train_dpo
 
-browser, opened = test_browser.browser, test_browser.opened
 PLANTED = '<img src=x onerror="document.title=1"> and <b>bold</b>'
 
 
