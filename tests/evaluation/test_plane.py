@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
@@ -8,7 +9,8 @@ from rich.console import Console
 from tests.evaluation import made_up
 from tests.evaluation.test_overoptimization import made
 from tether.evaluation.overoptimization import write_frontier
-from tether.evaluation.plane import plane, print_efficiency, sentences
+from tether.evaluation.plane import law_sentence, plane, print_efficiency, sentences
+from tether.statistics import Interval
 
 
 @pytest.fixture
@@ -22,9 +24,17 @@ def test_every_policy_and_law_has_a_sentence():
         "ppo reached 71% [65, 77] of the best proxy gain reachable at its KL of 2.9 nats",
         "<far> is 9 nats from the reference, beyond what the pool can tell: fewer than 5 "
         "effective samples a prompt",
-        "ppo: gold is highest at √KL = 1.65 [1.50, ∞) (KL 2.7 nats), then falls",
+        "ppo: gold is highest at √KL = 1.65 [1.50, ∞) (KL 2.7 nats), "
+        "though the interval reaches beyond what was measured",
         "best of n: the law of gold has no peak within what was measured, up to √KL = 2.00",
     ]
+
+
+def test_a_peak_that_is_sure_is_said_to_be_one():
+    law = replace(made().laws[0], peak=Interval(1.65, 1.5, 1.8))
+    assert law_sentence(made(), law) == (
+        "ppo: gold is highest at √KL = 1.65 [1.50, 1.80] (KL 2.7 nats), then falls"
+    )
 
 
 def test_without_a_pool_there_is_no_figure_and_no_table(tmp_path):
@@ -67,7 +77,7 @@ def test_the_figures_hold_what_was_measured(folder):
     assert ["best of 4 (bound 0.64)", "0.60", "90.0", "+1.000", "+0.600"] in reach.rows
     assert [row[0] for row in efficiency.rows] == ["ppo", "<far>"]
     assert efficiency.plot["data"][0]["x"] == pytest.approx([70.8])
-    assert "then falls" in laws.rows[0][-1]
+    assert "though the interval" in laws.rows[0][-1]
     peak = next(trace for trace in laws.plot["data"] if trace["name"] == "peak: ppo")
     # 1.65 (1.2 - 0.8 log 1.65), log 1.65 = 0.50078
     assert (peak["x"], peak["y"]) == ([1.65], pytest.approx([1.319], abs=1e-3))

@@ -60,7 +60,9 @@ def law_sentence(frontier: Frontier, law: Law) -> str:
     if law.turned and law.peak is not None:
         where = _peak_of(law)
         nats = f"{law.peak.mean**2:.2g} nats"
-        return f"{law.policy}: {frontier.gold} is highest at √KL = {where} (KL {nats}), then falls"
+        sure = law.peak.high <= law.farthest  # False for an open end, too
+        after = "then falls" if sure else "though the interval reaches beyond what was measured"
+        return f"{law.policy}: {frontier.gold} is highest at √KL = {where} (KL {nats}), {after}"
     reach = f"up to √KL = {law.farthest:.2f}"
     return f"{law.policy}: the law of {frontier.gold} has no peak within what was measured, {reach}"
 
