@@ -55,7 +55,7 @@ def load_detector() -> Detector:
     identifier.set_languages(LANGUAGES.split())
 
     def detect(text: str) -> str:
-        found: str = identifier.classify(text)[0]
+        found = str(identifier.classify(text)[0])
         return "" if found in ("und", NO_LANGUAGE) else SAME.get(found, found)
 
     return detect
