@@ -23,6 +23,7 @@ from tether.config_file import read_toml, to_table, toml_text
 from tether.errors import ConfigError
 from tether.sections import require
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "monitor.jsonl", "audits.jsonl", "events.jsonl")
 HASH_LIMIT = 1 << 30  # bytes; a larger file is identified by its size and time instead
 
 
@@ -182,12 +183,12 @@ class StageFolder:
         return self.path / "checkpoints"
 
     def begin(self, step: int = 0) -> None:
-        """Write settings and inputs, and drop metrics and samples that are later than `step`."""
+        """Write settings and inputs, and drop what was logged of steps later than `step`."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._fingerprints = {path: fingerprint(path) for path in self._inputs if path}
         table = {"kind": self.kind, **self._settings, "inputs": self._fingerprints}
         write_text(self.path / "config.toml", toml_text(table))
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in LOGS:
             file = self.path / name
             if file.exists():
                 # A killed process can leave half a line at the end, or half a character. Bytes
@@ -197,7 +198,7 @@ class StageFolder:
                 write_text(file, b"".join(kept).decode())
 
     def log(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
-        """Append one row to metrics.jsonl (or samples.jsonl); NaN and infinity become null."""
+        """Append one row to metrics.jsonl (or another of `LOGS`); NaN and infinity become null."""
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }
