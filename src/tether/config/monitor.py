@@ -59,9 +59,9 @@ class MonitorConfig:
     function; the mean of their scores is the held-out score. None = no held-out alarm"""
     plot: tuple[ScorerConfig, ...] = ()
     """Scores that are only written down: a known gold score, a second reward model"""
-    share: float = 0.5
+    share: float = 0.55
     """Of a rise of the reward's score the held-out score must keep this share, each in its spread
-    at the start; but never more than their correlation there, which a noisy audit lowers"""
+    at the start; but less than their correlation there, which a noisy audit lowers"""
     window: int = 8
     """Most looks on each side of a turn that are compared"""
     wait: int = 4

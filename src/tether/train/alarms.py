@@ -53,18 +53,19 @@ def held_out(
 ) -> HeldOut:
     """Does the audit still keep its share of what the proxy gains? Tested over all looks so far.
 
-        r = audit − κ (σ_audit / σ_proxy) proxy,   κ = max(0, min(share, ρ))
+        r = audit − κ (σ_audit / σ_proxy) proxy,   κ = max(0, min(share, ρ − SE(ρ)))
         z = min over turns of (mean r behind − mean r before) / standard error
 
-    with the spreads σ and the correlation ρ of the samples of look 0. A turn is any split of any
-    two stretches of up to `window` looks that lie side by side, the second ending now. Means are
-    paired by prompt, and the standard error is that of their differences over prompts.
+    with the spreads σ and the correlation ρ of the samples of look 0, SE(ρ) = (1 − ρ²)/√(PN). A
+    turn is any split of any two stretches of up to `window` looks that lie side by side, the second
+    ending now. Means are paired by prompt, and the standard error is that of their differences over
+    prompts.
 
     The turn that looks worst, of so many and at so many looks, is chosen by the same noise that it
     is tested with. So z is not compared with the normal distribution but with that of the least z
     in a whole run whose r never changes but for noise, found by simulation (`least_of_a_run`).
 
-    κ ≤ ρ: with an audit that is mostly noise, even an honest proxy's rise shows at ρ of its size
+    κ < ρ: with an audit that is mostly noise, even an honest proxy's rise shows at ρ of its size
     only (regression to the mean).
 
     Args:
@@ -101,29 +102,26 @@ def share_owed(
     if min(spreads) < 1e-9:  # nothing is known of how they go together
         return 0.0
     correlation = float(np.corrcoef(proxy.reshape(-1), audit.reshape(-1))[0, 1])
-    return max(0.0, min(share, correlation)) * spreads[1] / spreads[0]
+    error = (1 - correlation**2) / proxy.size**0.5
+    return max(0.0, min(share, correlation - error)) * spreads[1] / spreads[0]
 
 
 def _worst_turn(left: Float[np.ndarray, "L P"], window: int) -> tuple[float, int, int]:
-    """The least z over turns at the last look, with the first look compared and the turn."""
+    """The least z over turns at the last look, with the first look compared and the turn.
+
+    z is the normal quantile that is as unlikely as Student's t of a mean over prompts.
+    """
     looks, prompts = left.shape
-    worst = (0.0, 0, max(looks - 2, 0))
+    worst, where = 0.0, (0, max(looks - 2, 0))
     if prompts < 2:  # one prompt says nothing about others
-        return worst
+        return worst, *where
     for turn, firsts, differences in _turns(left, looks - 1, window):
-        z = _z(differences)
-        if z.min() < worst[0]:
-            worst = (float(z.min()), int(firsts[z.argmin()]), turn)
-    return worst
-
-
-def _z(differences: Float[np.ndarray, "F P"]) -> Float[np.ndarray, " F"]:
-    """Normal quantiles of Student's t of each row's mean; 0 where there is no difference."""
-    means, prompts = differences.mean(axis=1), differences.shape[1]
-    errors = differences.std(axis=1, ddof=1) / prompts**0.5
-    t = means / np.maximum(errors, 1e-12)
-    z = stats.norm.ppf(stats.t.cdf(t, prompts - 1))
-    return np.where(np.abs(means) < 1e-9, 0.0, z)
+        means = differences.mean(axis=1)
+        errors = differences.std(axis=1, ddof=1) / prompts**0.5
+        t = np.where(np.abs(means) < 1e-9, 0.0, means / np.maximum(errors, 1e-12))
+        if t.min() < worst:
+            worst, where = float(t.min()), (int(firsts[t.argmin()]), turn)
+    return float(stats.norm.ppf(stats.t.cdf(worst, prompts - 1))), *where
 
 
 def _turns(
