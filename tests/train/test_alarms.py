@@ -80,20 +80,20 @@ def test_what_is_owed_by_hand():
 
 
 def test_what_it_tells_of_the_turn_by_hand():
-    # Proxy 0, 2, 4 and audit 1, 3, 0 for all prompts, with prompts 0.1 apart.
+    # Proxy 0, 2, 4, 4 and audit 1, 3, 0, 0 for all prompts, with prompts up to 0.1 apart.
     apart = np.linspace(0, 0.1, 6).reshape(1, 6, 1)
-    proxy = np.array([0.0, 2.0, 4.0]).reshape(3, 1, 1) + apart
-    audit = np.array([1.0, 3.0, 0.0]).reshape(3, 1, 1) - apart  # opposed: nothing is owed
-    found = alarms.held_out(proxy, audit, share=0.5, window=1, num_looks=3)
+    proxy = np.array([0.0, 2.0, 4.0, 4.0]).reshape(4, 1, 1) + apart
+    audit = np.array([1.0, 3.0, 0.0, 0.0]).reshape(4, 1, 1) - apart  # opposed: nothing is owed
+    found = alarms.held_out(proxy, audit, share=0.5, window=2, num_looks=4)
     assert (found.first, found.turn, found.owed) == (1, 1, 0.0)
     assert found.proxy == pytest.approx((2.05, 4.05))
     assert found.audit == pytest.approx((2.95, -0.05))
     assert found.p < 0.001  # the same fall for every prompt
-    text, values = alarms.told_held_out(found, [0, 5, 10])
+    text, values = alarms.told_held_out(found, [0, 5, 10, 15])
     assert text.startswith("since step 5 the reward's score went from 2.05 to 4.05 (+2.00) and")
     assert (values["from_step"], values["audit"]) == (5.0, pytest.approx(-3.0))
-    later = alarms.held_out(proxy[:2], audit[:2], share=0.5, window=1, num_looks=3)
-    assert later.p == 1.0  # it only rose
+    later = alarms.held_out(proxy[:3], audit[:3], share=0.5, window=2, num_looks=4)
+    assert later.p == 1.0  # (3 + 0)/2 behind is more than 1: a single look is not enough
 
 
 def test_one_prompt_says_nothing():

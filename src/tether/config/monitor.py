@@ -63,7 +63,7 @@ class MonitorConfig:
     """Of a rise of the reward's score the held-out score must keep this share, each in its spread
     at the start; but less than their correlation there, which a noisy audit lowers"""
     window: int = 8
-    """Most looks on each side of a turn that are compared"""
+    """Most looks on each side of a turn that are compared; at least 2"""
     wait: int = 4
     """Looks without a better held-out score after which a roll-back ends the run"""
     keep: int = 5
@@ -105,6 +105,8 @@ class MonitorConfig:
         for name in ("num_samples", "every", "window", "wait", "keep"):
             positive(f"monitor.{name}", getattr(self, name))
         share("monitor.share", self.share)
+        rule = "must be 2 or more: one bad look may be gone at the next"
+        require(self.window > 1, "monitor.window", self.window, rule)
         share("monitor.held_out.limit", self.held_out.limit)
         self._check_scores()
         for name, alarm in self.alarms.items():

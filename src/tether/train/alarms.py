@@ -18,6 +18,7 @@ from tether.config import MonitorConfig
 BANDWIDTH = 1.5  # looks; over about so many to each side the held-out score is smoothed
 PHRASE = 4  # words of which a template is made
 WIDESPREAD = 0.1  # share of the prompts for which a phrase of a template is used
+LEAST = 2  # looks behind a turn: one bad look may be gone at the next
 DRAWS = 2000  # runs without a turn that a test is compared with
 _DRAWN_AT_ONCE = 200
 
@@ -58,8 +59,8 @@ def held_out(
 
     with the spreads σ and the correlation ρ of the samples of look 0, SE(ρ) = (1 − ρ²)/√(PN). A
     turn is any split of any two stretches of up to `window` looks that lie side by side, the second
-    ending now. Means are paired by prompt, and the standard error is that of their differences over
-    prompts.
+    of two or more and ending now. Means are paired by prompt, and the standard error is that of
+    their differences over prompts.
 
     The turn that looks worst, of so many and at so many looks, is chosen by the same noise that it
     is tested with. So z is not compared with the normal distribution but with that of the least z
@@ -132,7 +133,7 @@ def _turns(
     Differences have a row for each first look and the columns of `values`.
     """
     sums = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0)])
-    for turn in range(max(0, last - window), last):
+    for turn in range(max(0, last - window), last - LEAST + 1):
         behind = (sums[last + 1] - sums[turn + 1]) / (last - turn)
         firsts = np.arange(max(0, turn - window + 1), turn + 1)
         before = (sums[turn + 1] - sums[firsts]) / (turn - firsts + 1)[:, None]
