@@ -5,8 +5,8 @@ L looks, P prompts, N samples a prompt; look 0 is before the first step.
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tether.config import MonitorConfig
+
+Figures = Mapping[str, Any]
+"""Figures of a look by name; None where there is no number."""
 
 BANDWIDTH = 1.5  # looks; over about so many to each side the held-out score is smoothed
 PHRASE = 4  # words of which a template is made
@@ -113,16 +116,16 @@ def _worst_turn(left: Float[np.ndarray, "L P"], window: int) -> tuple[float, int
     z is the normal quantile that is as unlikely as Student's t of a mean over prompts.
     """
     looks, prompts = left.shape
-    worst, where = 0.0, (0, max(looks - 2, 0))
+    worst, chosen, where = 0.0, 0, max(looks - 2, 0)
     if prompts < 2:  # one prompt says nothing about others
-        return worst, *where
+        return worst, chosen, where
     for turn, firsts, differences in _turns(left, looks - 1, window):
         means = differences.mean(axis=1)
         errors = differences.std(axis=1, ddof=1) / prompts**0.5
         t = np.where(np.abs(means) < 1e-9, 0.0, means / np.maximum(errors, 1e-12))
         if t.min() < worst:
-            worst, where = float(t.min()), (int(firsts[t.argmin()]), turn)
-    return float(stats.norm.ppf(stats.t.cdf(worst, prompts - 1))), *where
+            worst, chosen, where = float(t.min()), int(firsts[t.argmin()]), turn
+    return float(stats.norm.ppf(stats.t.cdf(worst, prompts - 1))), chosen, where
 
 
 def _turns(
@@ -187,7 +190,7 @@ def kept_looks(scores: Sequence[float], keep: int) -> list[int]:
 # --- levels ---------------------------------------------------------------------------------------
 
 
-def measured(name: str, now: dict[str, float], start: dict[str, float]) -> tuple[float, bool]:
+def measured(name: str, now: Figures, start: Figures) -> tuple[float, bool]:
     """(what an alarm compares with its limit, whether it is raised below it).
 
     NaN where it is not measured, or the start has nothing to compare with.
@@ -203,7 +206,7 @@ def measured(name: str, now: dict[str, float], start: dict[str, float]) -> tuple
     return value - first if rises else value, False
 
 
-def over(name: str, config: MonitorConfig, now: dict[str, float], start: dict[str, float]) -> bool:
+def over(name: str, config: MonitorConfig, now: Figures, start: Figures) -> bool:
     """Whether a level lies beyond the limit of its alarm."""
     value, below = measured(name, now, start)
     limit = config.alarms[name].limit
@@ -269,7 +272,7 @@ NEXT = {
 
 
 def told(
-    name: str, config: MonitorConfig, now: dict[str, float], start: dict[str, float]
+    name: str, config: MonitorConfig, now: Figures, start: Figures
 ) -> tuple[str, dict[str, float]]:
     """One plain sentence with the numbers of a level that is beyond its limit, and the numbers."""
     column = {"variety": "distinct_2"}.get(name, name)

@@ -63,7 +63,7 @@ def look(watched: Watched, step: int) -> Look:
     )
     scores, disagreement = scores_of(watched, rollout)
     entropies, kls = along(watched, rollout.rows)
-    columns: dict[str, Sequence[float]] = {
+    columns: dict[str, Sequence[int | float]] = {
         **scores,
         "length": [len(row.ids) - row.num_prompt for row in rollout.rows],
         "repetition": [repetition(text) for text in rollout.completions],
@@ -127,7 +127,7 @@ def along(watched: Watched, rows: list[Row]) -> tuple[list[float], list[float]]:
     return entropies, kls if reference else []
 
 
-def correlation(one: Sequence[float], other: Sequence[float]) -> float:
+def correlation(one: Sequence[int | float], other: Sequence[int | float]) -> float:
     """Pearson's correlation; NaN where one of them does not vary."""
     if min(np.std(one), np.std(other)) < 1e-9:
         return float("nan")
