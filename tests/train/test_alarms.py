@@ -59,7 +59,8 @@ def test_the_level_is_that_of_a_whole_run():
     # Of 60 runs 6 are expected; fewer than 1 or more than 13 come once in 500 times.
     draws = np.random.default_rng(1)
     flat = draws.standard_normal((60, 12, 30, 1))
-    found = [first_alarm(np.zeros_like(one), one, limit=0.1, num_looks=12) for one in flat]
+    rising = np.arange(12.0).reshape(12, 1, 1)  # alike for all prompts: it owes nothing
+    found = [first_alarm(np.zeros_like(one) + rising, one, limit=0.1, num_looks=12) for one in flat]
     assert 1 <= sum(look is not None for look in found) <= 13
 
 
@@ -102,8 +103,14 @@ def test_one_prompt_says_nothing():
     assert found.p == 1.0
 
 
+def test_a_fall_of_both_is_another_matter():
+    fall = np.repeat([1.0, 0.0], 6)
+    proxy, audit = run(fall, fall, seed=3)
+    assert alarms.held_out(proxy, audit, share=0.5, window=8, num_looks=12).p == 1.0
+
+
 def test_looks_before_the_last_alarm_do_not_count():
-    proxy, audit = run(np.zeros(12), np.repeat([1.0, 0.0], 6), seed=3)
+    proxy, audit = run(np.arange(12) * 0.3, np.repeat([1.0, 0.0], 6), seed=3, correlation=0.0)
     assert alarms.held_out(proxy, audit, share=0.5, window=8, num_looks=12).p < 0.001
     since = alarms.held_out(proxy, audit, share=0.5, window=8, num_looks=12, since=6)
     assert since.p > 0.05

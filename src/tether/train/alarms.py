@@ -22,6 +22,7 @@ BANDWIDTH = 1.5  # looks; over about so many to each side the held-out score is 
 PHRASE = 4  # words of which a template is made
 WIDESPREAD = 0.1  # share of the prompts for which a phrase of a template is used
 LEAST = 2  # looks behind a turn: one bad look may be gone at the next
+CLEAR_RISE = 1.645  # standard errors that the proxy must have gained: the normal 95% quantile
 DRAWS = 2000  # runs without a turn that a test is compared with
 _DRAWN_AT_ONCE = 200
 
@@ -63,7 +64,8 @@ def held_out(
     with the spreads σ and the correlation ρ of the samples of look 0, SE(ρ) = (1 − ρ²)/√(PN). A
     turn is any split of any two stretches of up to `window` looks that lie side by side, the second
     of two or more and ending now. Means are paired by prompt, and the standard error is that of
-    their differences over prompts.
+    their differences over prompts. A split counts where the proxy has clearly risen: a fall of both
+    is no sign that one is gained at the cost of the other.
 
     The turn that looks worst, of so many and at so many looks, is chosen by the same noise that it
     is tested with. So z is not compared with the normal distribution but with that of the least z
@@ -82,7 +84,7 @@ def held_out(
     """
     scale = share_owed(proxy[0], audit[0], share)
     left = (audit - scale * proxy).mean(axis=2)  # (L, P)
-    z, first, turn = _worst_turn(left[since:], window)
+    z, first, turn = _worst_turn(left[since:], proxy[since:].mean(axis=2), window)
     first, turn = first + since, turn + since
     run = least_of_a_run(max(num_looks, len(left)), window)
     p = (1 + int(np.searchsorted(run, z, side="right"))) / (1 + len(run))
@@ -110,7 +112,9 @@ def share_owed(
     return max(0.0, min(share, correlation - error)) * spreads[1] / spreads[0]
 
 
-def _worst_turn(left: Float[np.ndarray, "L P"], window: int) -> tuple[float, int, int]:
+def _worst_turn(
+    left: Float[np.ndarray, "L P"], proxy: Float[np.ndarray, "L P"], window: int
+) -> tuple[float, int, int]:
     """The least z over turns at the last look, with the first look compared and the turn.
 
     z is the normal quantile that is as unlikely as Student's t of a mean over prompts.
@@ -119,13 +123,19 @@ def _worst_turn(left: Float[np.ndarray, "L P"], window: int) -> tuple[float, int
     worst, chosen, where = 0.0, 0, max(looks - 2, 0)
     if prompts < 2:  # one prompt says nothing about others
         return worst, chosen, where
-    for turn, firsts, differences in _turns(left, looks - 1, window):
-        means = differences.mean(axis=1)
-        errors = differences.std(axis=1, ddof=1) / prompts**0.5
-        t = np.where(np.abs(means) < 1e-9, 0.0, means / np.maximum(errors, 1e-12))
+    pairs = zip(_turns(left, looks - 1, window), _turns(proxy, looks - 1, window), strict=True)
+    for (turn, firsts, differences), (_, _, gains) in pairs:
+        t = np.where(_t(gains) > CLEAR_RISE, _t(differences), 0.0)
         if t.min() < worst:
             worst, chosen, where = float(t.min()), int(firsts[t.argmin()]), turn
     return float(stats.norm.ppf(stats.t.cdf(worst, prompts - 1))), chosen, where
+
+
+def _t(differences: Float[np.ndarray, "F P"]) -> Float[np.ndarray, " F"]:
+    """Student's t of the mean of each row; 0 where there is no difference."""
+    means = differences.mean(axis=1)
+    errors = differences.std(axis=1, ddof=1) / differences.shape[1] ** 0.5
+    return np.where(np.abs(means) < 1e-9, 0.0, means / np.maximum(errors, 1e-12))
 
 
 def _turns(
