@@ -125,12 +125,12 @@ def rows(out: Path, name: str) -> list[dict[str, Any]]:
 def rolled_back_to(config: PPOConfig, alarm: int) -> int:
     """The step whose model a roll-back would have returned, had this alarm been one."""
     means = [row["audit"] for row in rows(Path(config.out), "monitor.jsonl")]
-    best = 0
-    for last in range(alarm, len(means)):
-        best = kept_looks(means[: last + 1], config.monitor.keep)[0]
-        if last - best >= config.monitor.wait:
-            break
-    return best
+    wait, keep = config.monitor.wait, config.monitor.keep
+    for last in range(alarm + wait, len(means)):
+        best = kept_looks(means[: last + 1], keep)[0]
+        if last - best >= wait:
+            return best
+    return kept_looks(means, keep)[0]
 
 
 def measured(config: PPOConfig, start: Path) -> dict[str, Any]:

@@ -238,12 +238,14 @@ def test_roll_back_returns_the_best_model_by_the_held_out_score(tmp_path, capsys
     assert event["step"] in (4, 5)  # two looks behind the turn at the third
     assert event["values"]["p"] <= 0.05
     found = toys.result(config.out)
-    # Neighbors weigh exp(−d²/4.5): 0.8007, 0.4111, 0.1353, 0.0286. After look 4, look 2 is best:
-    # (2 + 2·0.8007 − 0.4111)/3.4236 = 0.932 and look 1 (2.6014 + 0.4111 − 0.1353)/3.1478 = 0.914.
-    # After look 5 (−2) it is look 1: (2.877 − 2·0.0286)/3.1764 = 0.888 against 2.920/3.559 = 0.820.
+    # Neighbors weigh exp(−d²/4.5): 0.8007, 0.4111, 0.1353, 0.0286, 0.0039, 0.0003. After look 7
+    # (−4) look 1 is best: (0 + 1 + 2·0.8007 + 0.4111 − 0.1353 − 2·0.0286 − 3·0.0039 − 4·0.0003)
+    # / 3.1806 = 0.882, look 2 (2 + 2·0.8007 − 0.4111 − 2·0.1353 − 3·0.0286 − 4·0.0039) / 3.5914
+    # = 0.785. It goes on for 3 looks after the alarm.
     best = found["rolled_back_to"]
-    assert (best, found["steps"]) == (1, 5)
-    told = "held-out alarm, and 4 looks without a better held-out score than at step 1"
+    assert (best, found["steps"]) == (1, event["step"] + 3)
+    past = found["steps"] - 1
+    told = f"held-out alarm, and {past} looks without a better held-out score than at step 1"
     assert found["stopped"] == told
     toys.assert_same(toys.weights(config.out), kept_weights(config, best))
     assert f"rolled back to step {best}" in capsys.readouterr().err

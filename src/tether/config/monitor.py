@@ -65,7 +65,7 @@ class MonitorConfig:
     window: int = 8
     """Most looks on each side of a turn that are compared; at least 2"""
     wait: int = 4
-    """Looks without a better held-out score after which a roll-back ends the run"""
+    """Looks after the held-out alarm, and after the best look, before a roll-back ends the run"""
     keep: int = 5
     """Models of the best looks that are kept while the run lasts, of which one becomes the best"""
     held_out: AlarmConfig = field(default_factory=AlarmConfig)

@@ -220,7 +220,8 @@ class Monitor:
         numbers = [each["step"] for each in self.looks]
         past = len(numbers) - 1 - numbers.index(self.best_step)
         told = f"{past} looks without a better held-out score than at step {self.best_step}"
-        if self._pending and past >= self.settings.wait:
+        since = len(numbers) - 1 - self._alarmed
+        if self._pending and min(past, since) >= self.settings.wait:
             return self._roll_back(f"held-out alarm, and {told}")
         if 0 < self.config.stop.patience <= past:
             return self._roll_back(told)
