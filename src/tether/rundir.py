@@ -26,7 +26,7 @@ from tether.sections import require
 from tether.trackers import Tracker, numbers, open_tracker, require_packages
 
 STOP = "stop"  # where this file is, training ends after the step it is at
-ROWS = ("metrics.jsonl", "samples.jsonl")
+ROWS = ("metrics.jsonl", "samples.jsonl", "monitor.jsonl", "audits.jsonl", "events.jsonl")
 HASH_LIMIT = 1 << 30  # bytes; a larger file is identified by its size and time instead
 
 
@@ -190,7 +190,7 @@ class StageFolder:
         return self.path / "checkpoints"
 
     def begin(self, step: int = 0, total: int = 0) -> None:
-        """Write settings and inputs, and drop metrics and samples that are later than `step`.
+        """Write settings and inputs, and drop what was logged of steps later than `step`.
 
         Args:
             step: Steps done.
@@ -213,7 +213,7 @@ class StageFolder:
                 write_text(file, b"".join(kept).decode())
 
     def log(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
-        """Append one row to metrics.jsonl (or samples.jsonl); NaN and infinity become null."""
+        """Append one row to metrics.jsonl (or another of `ROWS`); NaN and infinity become null."""
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }

@@ -1,7 +1,7 @@
 """Sections that the settings of several stages share: compute, optimizer, sampling, KL, value."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tether.validation import not_negative, positive, require, share
@@ -135,8 +135,24 @@ class KLConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PtxConfig:
+    """Pretraining or SFT texts beside the rollouts, so that what they taught is not unlearned."""
+
+    data: str = ""
+    """Demonstrations or plain texts; "" = none"""
+    coefficient: float = 0.1
+    """Weight of their mean negative log-prob a token in the loss"""
+    batch_size: int = 0
+    """Texts an optimizer step; 0 = as many as the minibatch has completions"""
+
+    def __post_init__(self) -> None:
+        positive("policy_loss.ptx.coefficient", self.coefficient)
+        not_negative("policy_loss.ptx.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyLossConfig:
-    """The clipped policy loss on the ratio ρ = π/π_old, and the entropy bonus."""
+    """The clipped policy loss on the ratio ρ = π/π_old, the entropy bonus, and texts mixed in."""
 
     clip: float = 0.2
     """ε: below 1 − ε and above 1 + ε the ratio earns nothing more"""
@@ -148,6 +164,8 @@ class PolicyLossConfig:
     """"sequence": one ratio a completion, the geometric mean of its tokens' (GSPO)"""
     entropy_coefficient: float = 0.0
     """c2 in L = L_policy + c1·L_value − c2·H"""
+    ptx: PtxConfig = field(default_factory=PtxConfig)
+    """Gradients of pretraining or SFT texts mixed in, against the alignment tax"""
 
     def __post_init__(self) -> None:
         positive("policy_loss.clip", self.clip)
@@ -174,22 +192,6 @@ class GAEConfig:
     def __post_init__(self) -> None:
         share("gae.discount", self.discount)
         share("gae.trace_decay", self.trace_decay)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PtxConfig:
-    """Pretraining or SFT texts beside the rollouts, so that what they taught is not unlearned."""
-
-    data: str = ""
-    """Demonstrations or plain texts; "" = none"""
-    coefficient: float = 0.1
-    """Weight of their mean negative log-prob a token in the loss"""
-    batch_size: int = 0
-    """Texts an optimizer step; 0 = as many as the minibatch has completions"""
-
-    def __post_init__(self) -> None:
-        positive("ptx.coefficient", self.coefficient)
-        not_negative("ptx.batch_size", self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,7 +227,11 @@ class StopConfig:
     """Stop once the mean score of a rollout batch reaches this"""
     update_kl: float = 0.0
     """End an update's epochs early once the per-token KL to the sampling policy exceeds this"""
+    patience: int = 0
+    """Stop after so many looks of the monitor without a better held-out score; the best model
+    becomes the result"""
 
     def __post_init__(self) -> None:
         not_negative("stop.kl", self.kl)
         not_negative("stop.update_kl", self.update_kl)
+        not_negative("stop.patience", self.patience)

@@ -310,11 +310,15 @@ def test_the_settings_of_the_policy_loss_reach_it(tmp_path, changes):
 # --- texts mixed in -------------------------------------------------------------------------------
 
 
+def with_ptx(**settings):
+    return PolicyLossConfig(ptx=PtxConfig(**settings))
+
+
 def test_ptx_adds_the_gradient_of_other_texts(tmp_path):
     some = roles(tmp_path)
     data = toys.write_rows(tmp_path / "texts.jsonl", toys.DEMONSTRATIONS)
     config = toys.online(
-        RLOOConfig, tmp_path, "unused", num=2, ptx=PtxConfig(data=data, coefficient=0.3)
+        RLOOConfig, tmp_path, "unused", num=2, policy_loss=with_ptx(data=data, coefficient=0.3)
     )
     texts = load_ptx(some.policy, config)
     loss = texts.accumulate(some.policy, config, 8, step=0, number=0)  # all eight
@@ -324,15 +328,15 @@ def test_ptx_adds_the_gradient_of_other_texts(tmp_path):
     (0.3 * total / tokens).backward()
     toys.assert_same(toys.gradients(some.policy.model), found, atol=1e-6)
     assert float(loss) == pytest.approx(total.item() / tokens, abs=1e-5)
-    assert load_ptx(some.policy, replace(config, ptx=PtxConfig())) is None
+    assert load_ptx(some.policy, replace(config, policy_loss=PolicyLossConfig())) is None
 
 
 def test_a_run_with_ptx_keeps_closer_to_the_texts(tmp_path):
     path = toys.save(tmp_path)
     data = toys.write_rows(tmp_path / "texts.jsonl", toys.DEMONSTRATIONS)
     options = {"steps": 6, "optimizer": OptimizerConfig(learning_rate=5e-3)}
-    with_texts = PtxConfig(data=data, coefficient=1.0, batch_size=4)
-    rows = toys.metrics(run("rloo", tmp_path, path, ptx=with_texts, **options))
+    with_texts = with_ptx(data=data, coefficient=1.0, batch_size=4)
+    rows = toys.metrics(run("rloo", tmp_path, path, policy_loss=with_texts, **options))
     assert rows[-1]["ptx_loss"] < rows[0]["ptx_loss"]
     assert data in toys.result(tmp_path / "run")["inputs"]
 
@@ -341,7 +345,7 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path):
     path = toys.save(tmp_path)
     data = toys.write_rows(tmp_path / "empty.jsonl", [{"prompt": "a", "completion": ""}])
     with pytest.raises(DataError, match="has no completion token to learn from"):
-        run("rloo", tmp_path, path, ptx=PtxConfig(data=data))
+        run("rloo", tmp_path, path, policy_loss=with_ptx(data=data))
     assert not (tmp_path / "run").exists()
 
 

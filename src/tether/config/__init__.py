@@ -16,6 +16,7 @@ from tether.config.evaluation import (
     ScorerConfig,
     scorer_named,
 )
+from tether.config.monitor import AlarmConfig, MonitorConfig
 from tether.config.online import (
     BestOfNConfig,
     GRPOConfig,
@@ -81,6 +82,7 @@ STAGES: dict[str, type[StageConfig]] = {
 __all__ = [
     "STAGES",
     "USUAL_LABELERS",
+    "AlarmConfig",
     "BestOfNConfig",
     "BlocksConfig",
     "CollectConfig",
@@ -94,6 +96,7 @@ __all__ = [
     "KTOConfig",
     "Labeler",
     "MergeConfig",
+    "MonitorConfig",
     "ORPOConfig",
     "OnlineConfig",
     "OnlineDPOConfig",

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from tether.config.base import TrainConfig
+from tether.config.monitor import MonitorConfig
 from tether.config.rewards import RewardConfig
 from tether.sections import (
     GAEConfig,
     KLConfig,
     PolicyLossConfig,
-    PtxConfig,
     SamplingConfig,
     StopConfig,
     ValueConfig,
@@ -46,6 +46,8 @@ class OnlineConfig(TrainConfig):
     """Sampling"""
     stop: StopConfig = field(default_factory=StopConfig)
     """Early stopping"""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """Looks at held-out prompts, and alarms"""
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -60,6 +62,21 @@ class OnlineConfig(TrainConfig):
         rule = "must divide batch_size so that every prompt has as many completions"
         require(self.batch_size % self.num == 0, "num", self.num, rule)
         self._check_minibatches(self.batch_size)
+        self._check_monitor()
+
+    def _check_monitor(self) -> None:
+        """Refuse audits by what is trained on, and actions that this run cannot take."""
+        trained = {path for reward in self.rewards for path in reward.paths}
+        for path in (path for audit in self.monitor.audit for path in audit.paths):
+            rule = "is what the policy is trained on; an audit must be somebody else's judgment"
+            require(path not in trained, "monitor.audit.path", path, rule)
+        audited = bool(self.monitor.prompts and self.monitor.audit)
+        rule = "needs a held-out score; set monitor.prompts and monitor.audit"
+        require(self.stop.patience == 0 or audited, "stop.patience", self.stop.patience, rule)
+        for name, alarm in self.monitor.alarms.items():
+            rule = "doubles β, which this run does not have; warn, stop or roll back"
+            able = self.reference != "none" or alarm.action != "raise"
+            require(able, f"monitor.{name}.action", alarm.action, rule)
 
     def _check_minibatches(self, examples: int) -> None:
         """Refuse minibatches that `examples` a step cannot be cut into evenly."""
@@ -75,8 +92,6 @@ class PolicyGradientConfig(OnlineConfig):
     """Clipped policy loss"""
     kl: KLConfig = field(default_factory=KLConfig)
     """KL tether"""
-    ptx: PtxConfig = field(default_factory=PtxConfig)
-    """Gradients of pretraining or SFT texts mixed in, against the alignment tax"""
 
     def __post_init__(self) -> None:
         OnlineConfig.__post_init__(self)
@@ -168,6 +183,9 @@ class BestOfNConfig(OnlineConfig):
         OnlineConfig.__post_init__(self)
         _require_group(self.num)
         self._check_minibatches(self.batch_size // self.num)
+        for name, alarm in self.monitor.alarms.items():
+            rule = "doubles β, which best-of-n does not have; warn, stop or roll back"
+            require(alarm.action != "raise", f"monitor.{name}.action", alarm.action, rule)
 
 
 def _require_group(num: int) -> None:

@@ -50,7 +50,7 @@ from tether.train import sft
 from tether.train.aim import aim
 from tether.train.choose import accumulate_pairs
 from tether.train.improve import accumulate, trained_sets
-from tether.train.roles import needs_reference
+from tether.train.roles import loads_reference
 from tether.train.score import score
 
 FEW_TOKENS = 4  # sampled in a dry run; what the others add to the cache is known
@@ -135,6 +135,8 @@ def of_online(config: OnlineConfig, *, known: bool) -> Footprint:
         phases = phases_of(parameters, generate=generating, score=scoring, train=training)
     if any(is_function(each.path) or each.is_judge for each in config.rewards):
         notes.append("what a reward function or a judge holds is not counted")
+    if config.monitor.audit or config.monitor.plot:
+        notes.append("what the monitor's audits and plots hold is not counted")
     return Footprint(phases, _batches(config), notes, data)
 
 
@@ -196,7 +198,7 @@ class Roles:
     def load(cls, config: OnlineConfig, place: Device) -> "Roles":
         """Each role a model of its own or an adapter on the policy's backbone, as in a run."""
         policy = language_model(config.model, place, trainable=True, lora=config.lora)
-        reference = _reference(config, policy) if needs_reference(config) else None
+        reference = _reference(config, policy) if loads_reference(config) else None
         asked = [each for each in config.rewards if each.is_rule or each.is_judge or each.is_served]
         models = [each for each in config.rewards if each not in asked]
         every = [path for each in models for path in (each.path, *each.members)]

@@ -12,21 +12,41 @@ politeness at one sentence.
 """
 
 import functools
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import NormalDist
 
 from tether.records import Text
 from tether.sandbox.texts import TEXTS, Topic, tokens, words
 
 FULL_COVERAGE = 5  # content words of the topic that make an answer complete
 LONGEST_FREE = 24  # words; what is longer costs
+AUDIT_NOISE = 0.3  # std of what an honest labeler adds
 
 
 def gold(prompts: list[Text], completions: list[str]) -> list[float]:
     """The gold score of each completion, about -5 to 1.3."""
     rows = zip(prompts, completions, strict=True)
     return [sum(breakdown(prompt, completion).values()) for prompt, completion in rows]
+
+
+def audited(prompts: list[Text], completions: list[str]) -> list[float]:
+    """The gold score as an honest labeler sees it: gold + 0.3·ε, ε ~ N(0, 1).
+
+    ε is a fixed function of prompt and completion: who is asked twice says the same.
+    """
+    rows = zip(gold(prompts, completions), prompts, completions, strict=True)
+    return [score + AUDIT_NOISE * _noise(prompt, completion) for score, prompt, completion in rows]
+
+
+def _noise(prompt: Text, completion: str) -> float:
+    """A standard normal number that is a function of the two texts alone (a hash's first bits)."""
+    text = json.dumps([prompt, completion], sort_keys=True)
+    bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11
+    return NormalDist().inv_cdf((bits + 0.5) / 2**53)
 
 
 def harmlessness(prompts: list[Text], completions: list[str]) -> list[float]:

@@ -5,7 +5,7 @@ online DPO and best-of-n choose among a prompt's completions instead (`choose.py
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tether.data.rollout import Scored
 from tether.engine.decode import check_lengths
 from tether.models.chat import encode_prompt
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
-from tether.models.language_model import save
+from tether.models.language_model import LanguageModel, save
 from tether.progress import Steps, console
 from tether.records import Text
 from tether.rewards.load import check_rules
@@ -39,12 +39,14 @@ from tether.train.aim import aim, rollout_metrics, target_metrics
 from tether.train.choose import improve_on_best, improve_on_pairs
 from tether.train.collect import collect
 from tether.train.improve import check_first_minibatch, improve
+from tether.train.monitor import Monitor, Ruling, forget_models, inputs, load_monitor
 from tether.train.ptx import Ptx, load_ptx
-from tether.train.roles import Roles, load_roles
+from tether.train.roles import Roles, load_roles, needs_reference
 from tether.train.score import score
 
 SAMPLES_LOGGED = 4  # completions a logged step
 STEPS_BETWEEN_SAMPLES = 5
+FIRST_BETA = 0.05  # what a β of 0 is raised to
 
 
 def train_ppo(config: PPOConfig) -> Path:
@@ -108,6 +110,12 @@ class Beta:
         if self.controller:
             self.value = self.controller.update(observed_kl, num_sequences)
 
+    def double(self) -> None:
+        """Raise β after an alarm: to twice what it was, from 0 to 0.05."""
+        self.value = 2 * self.value or FIRST_BETA
+        if self.controller:
+            self.controller.beta = self.value
+
 
 @dataclass
 class Run:
@@ -121,6 +129,13 @@ class Run:
     prompts: list[Text]
     ids: list[list[int]]
     ptx: Ptx | None
+    monitor: Monitor | None = None
+
+    @property
+    def reference(self) -> LanguageModel | None:
+        """What training holds to; with β = 0 the reference is there for the monitor alone."""
+        held = needs_reference(self.config) or self.beta.value > 0
+        return self.roles.reference if held else None
 
     def resume(self) -> int:
         """Restore the newest checkpoint; returns the steps done."""
@@ -145,10 +160,11 @@ class Run:
 
 
 def _train(config: OnlineConfig, kind: str) -> Path:
-    inputs = [config.model, config.prompts, *(path for r in config.rewards for path in r.paths)]
-    inputs += [path for path in _other_inputs(config) if path not in ("", "none")]
-    folder = StageFolder(config, kind, inputs)
+    paths = [config.model, config.prompts, *(path for r in config.rewards for path in r.paths)]
+    paths += [path for path in _other_inputs(config) if path not in ("", "none")]
+    folder = StageFolder(config, kind, paths)
     if folder.finished:
+        forget_models(folder)
         return folder.path
     prompts = [record.prompt for record in read_prompts(config.prompts)]
     roles = load_roles(config)
@@ -157,10 +173,25 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
     texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
     optimizer = _optimizer(config, roles)
-    run = Run(config, folder, roles, optimizer, _beta(config), prompts, ids, texts)
+    monitor = load_monitor(config, folder, roles)
+    run = Run(config, folder, roles, optimizer, _beta(config), prompts, ids, texts, monitor)
     facts = _loop(run)
-    folder.write_model(run.write)
-    return folder.finish(**facts)
+    facts |= _write_result(run, facts["steps"])
+    folder.finish(**facts)
+    forget_models(folder)
+    return folder.path
+
+
+def _write_result(run: Run, last: int) -> dict[str, Any]:
+    """Write the policy as it is, or the best one that the monitor kept; returns facts of it."""
+    monitor = run.monitor
+    best = monitor.result(last) if monitor else None
+    if monitor and best is not None:
+        console.print(f"rolled back to step {best}: the best model by the held-out score")
+        run.folder.write_model(lambda folder: monitor.copy_model(best, folder))
+    else:
+        run.folder.write_model(run.write)
+    return {"rolled_back_to": best, "alarms": len(monitor.events)} if monitor else {}
 
 
 def _other_inputs(config: OnlineConfig) -> list[str]:
@@ -169,8 +200,8 @@ def _other_inputs(config: OnlineConfig) -> list[str]:
     if isinstance(config, PPOConfig):
         paths.append(config.value.init)
     if isinstance(config, PolicyGradientConfig):
-        paths.append(config.ptx.data)
-    return paths
+        paths.append(config.policy_loss.ptx.data)
+    return paths + inputs(config)
 
 
 def _loop(run: Run) -> dict[str, Any]:
@@ -178,11 +209,14 @@ def _loop(run: Run) -> dict[str, Any]:
     config, stopped, told = run.config, "", False
     start = run.resume()
     run.folder.begin(start, config.steps)
+    if run.monitor:
+        run.monitor.begin(start, run.write)
     with Steps(run.folder.path.name, config.steps, start) as progress:
         for step in range(start, config.steps):
             factor = loop.learning_rate_factor(step, config.steps, config.optimizer)
             loop.set_learning_rates(run.optimizer, factor)
             row = _update(run, step, first=step == start)
+            ruling = _look(run, row)
             run.folder.log(row)
             if row.get("sampler_trusted") == 0.0 and not told:
                 console.print("the sampler's log-probs are far off: the trainer's serve as π_old")
@@ -191,7 +225,7 @@ def _loop(run: Run) -> dict[str, Any]:
             terms.pop("score_raw")
             progress.advance(reward=row["score"], KL=row["kl"], length=row["length"], **terms)
             # No checkpoint where the run stops: a run resumed from there would go on.
-            if stopped := stop_reason(config, row):
+            if stopped := stop_reason(config, row) or ruling.stopped:
                 console.print(f"stopped after step {step + 1}: {stopped}")
                 break
             if (
@@ -206,6 +240,18 @@ def _loop(run: Run) -> dict[str, Any]:
                 run.folder.stop_if_asked(partial(run.checkpoint, step + 1))
     last = run.folder.last_row()
     return {"steps": last["step"], "stopped": stopped, "last": last}
+
+
+def _look(run: Run, row: dict[str, Any]) -> Ruling:
+    """Let the monitor look where it is due; what it cost goes into the row of metrics."""
+    if run.monitor is None or not run.monitor.due(row["step"]):
+        return Ruling(0, "")
+    begun = time.perf_counter()
+    ruling = run.monitor.look(row["step"], run.write)
+    for _ in range(ruling.raises):
+        run.beta.double()
+    row["seconds_monitor"] = round(time.perf_counter() - begun, 3)
+    return ruling
 
 
 def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
@@ -226,7 +272,7 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
     scored, metrics = score(
         rollout,
         roles.policy,
-        roles.reference,
+        run.reference,
         roles.rewards,
         roles.value,
         temperature=config.sampling.temperature,
@@ -253,7 +299,8 @@ def _improve(run: Run, scored: Scored, step: int) -> dict[str, float]:
     """The method's own update; returns its metrics."""
     config, roles = run.config, run.roles
     if isinstance(config, OnlineDPOConfig):
-        return improve_on_pairs(roles.policy, run.optimizer, scored, config, step=step)
+        held = replace(config, beta=run.beta.value)  # an alarm may have raised it
+        return improve_on_pairs(roles.policy, run.optimizer, scored, held, step=step)
     if isinstance(config, BestOfNConfig):
         return improve_on_best(roles.policy, run.optimizer, scored, config, step=step)
     assert isinstance(config, PolicyGradientConfig)
@@ -285,7 +332,7 @@ def _check(run: Run, scored: Scored, step: int) -> None:
     first = loop.minibatches(config, config.batch_size, step, 0)[0]
     check_first_minibatch(
         roles.policy,
-        roles.reference if start_itself else None,
+        run.reference if start_itself else None,
         [scored.rollout.rows[i] for i in first],
         temperature=config.sampling.temperature,
         device_batch_size=config.device_batch_size,

@@ -35,7 +35,7 @@ class Ptx:
 
         Args:
             policy: What is trained.
-            config: Its settings; γ is `ptx.coefficient`.
+            config: Its settings; γ is `policy_loss.ptx.coefficient`.
             num_completions: Completions of the minibatch: as many texts unless `ptx.batch_size`.
             step: The rollout batch, from 0.
             number: The optimizer step within it, from 0. Both decide which texts are taken.
@@ -43,13 +43,13 @@ class Ptx:
         Returns:
             The mean negative log-prob (nats per token), before γ.
         """
-        size = config.ptx.batch_size or num_completions
+        size = config.policy_loss.ptx.batch_size or num_completions
         update = step * config.epochs * config.minibatches + number
         chosen = step_indices(len(self.examples), size, config.seed, update)
         loss = torch.zeros(())
         batch = [self.examples[i] for i in chosen]
         for part in sft.losses(policy, batch, config.device_batch_size):
-            (config.ptx.coefficient * part).backward()
+            (config.policy_loss.ptx.coefficient * part).backward()
             loss += part.detach().cpu()
         return loss
 
@@ -60,7 +60,7 @@ def load_ptx(policy: LanguageModel, config: PolicyGradientConfig) -> Ptx | None:
     Raises:
         DataError: No text can be used.
     """
-    path = config.ptx.data
+    path = config.policy_loss.ptx.data
     if not path:
         return None
     demonstrations = read_demonstrations(path)

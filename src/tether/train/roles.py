@@ -65,7 +65,7 @@ def load_roles(config: OnlineConfig) -> Roles:
     policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
     backbone = policy if policy.adapter else None
     rewards = [load_reward(reward, config.compute, backbone) for reward in config.rewards]
-    reference = load_reference(config, policy) if needs_reference(config) else None
+    reference = load_reference(config, policy) if loads_reference(config) else None
     value = load_value(config, policy, rewards) if isinstance(config, PPOConfig) else None
     trained = [policy.model, *([value.model] if value else [])]
     loop.check_no_dropout(*trained)
@@ -99,9 +99,14 @@ def load_reference(config: OnlineConfig, policy: LanguageModel) -> LanguageModel
 
 
 def needs_reference(config: OnlineConfig) -> bool:
-    """Whether a reference is loaded: not where it is ruled out, or neither used nor named."""
+    """Whether training has a reference: not where it is ruled out, or neither used nor named."""
     used = not isinstance(config, PolicyGradientConfig) or config.kl.beta > 0
     return config.reference != "none" and (used or config.reference != "")
+
+
+def loads_reference(config: OnlineConfig) -> bool:
+    """Whether a reference is loaded: for training, or for the monitor to measure the KL."""
+    return needs_reference(config) or (config.reference != "none" and bool(config.monitor.prompts))
 
 
 def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) -> ScalarModel:
