@@ -14,7 +14,8 @@ would have rolled back is the same up to there (looks and training draw from str
 so the model it would have returned is among those that were kept, and the same functions find it.
 Gold is measured on the test prompts that the monitor does not use (no new topics) and smoothed over
 steps like held-out scores: with it the peak, what was lost of the gain up to it, and what the
-rolled-back model has. A run that has finished is not run again.
+rolled-back model has. A run that has finished is not run again; its alarm is found anew from the
+audits that it kept.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from tether.records import to_dict, write_jsonl
 from tether.rundir import write_json
 from tether.sandbox.gold import gold
 from tether.sections import ComputeConfig, KLConfig, OptimizerConfig, SamplingConfig, ValueConfig
-from tether.train.alarms import kept_looks, smoothed
+from tether.train.alarms import held_out, kept_looks, smoothed
 from tether.train.online import train_ppo
 
 # What a run is; the healthy one is the demo's.
@@ -122,6 +123,27 @@ def rows(out: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def held_out_alarm(config: PPOConfig) -> int | None:
+    """The first step at which the held-out test raises its alarm, by the audits that were kept."""
+    every = rows(Path(config.out), "audits.jsonl")
+    steps = sorted({row["step"] for row in every})
+    shape = (len(steps), MONITORED, AUDITS_A_PROMPT)
+    proxy, audit = (np.reshape([row[name] for row in every], shape) for name in ("proxy", "audit"))
+    settings, limit = config.monitor, config.monitor.alarms["held_out"].limit
+    for number in range(1, len(steps)):
+        seen = slice(0, number + 1)
+        found = held_out(
+            proxy[seen],
+            audit[seen],
+            share=settings.share,
+            window=settings.window,
+            num_looks=len(steps),
+        )
+        if found.p <= limit:
+            return steps[number]
+    return None
+
+
 def rolled_back_to(config: PPOConfig, alarm: int) -> int:
     """The step whose model a roll-back would have returned, had this alarm been one."""
     means = [row["audit"] for row in rows(Path(config.out), "monitor.jsonl")]
@@ -141,7 +163,7 @@ def measured(config: PPOConfig, start: Path) -> dict[str, Any]:
     gain = float(level[peak] - level[0])
     lost = (level[peak] - level) / gain
     alarms = rows(out, "events.jsonl")
-    held_out = next((event["step"] for event in alarms if event["alarm"] == "held_out"), None)
+    alarm = held_out_alarm(config)
     late = next((step for step in range(peak, len(level)) if lost[step] > TOO_LATE), None)
     seconds = sum(row["seconds"] for row in rows(out, "monitor.jsonl"))
     found: dict[str, Any] = {
@@ -149,14 +171,14 @@ def measured(config: PPOConfig, start: Path) -> dict[str, Any]:
         "gold": (round(float(level[0]), 3), round(float(level[peak]), 3), round(level[-1], 3)),
         "peak": peak,
         "late": late,
-        "alarm": held_out,
+        "alarm": alarm,
         "others": sorted({f"{e['alarm']}@{e['step']}" for e in alarms if e["alarm"] != "held_out"}),
         "monitor_share": seconds / json.loads((out / "result.json").read_text())["seconds"],
     }
-    if held_out is not None:
-        back = rolled_back_to(config, held_out)
-        found["lost_at_alarm"] = float(lost[held_out]) if held_out > peak else 0.0
-        found["delay"] = held_out - peak
+    if alarm is not None:
+        back = rolled_back_to(config, alarm)
+        found["lost_at_alarm"] = float(lost[alarm]) if alarm > peak else 0.0
+        found["delay"] = alarm - peak
         found["back_to"], found["back_gold"] = back, round(float(level[back]), 3)
         found["back_share"] = float(level[back] / level[peak])
         found["back_gain"] = float((level[back] - level[0]) / gain)
