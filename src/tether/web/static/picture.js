@@ -3,7 +3,7 @@
 "use strict";
 
 const SMALL = "12px system-ui, sans-serif";
-const MARGIN = { left: 46, right: 14, top: 12, bottom: 36 };
+const MARGIN = { left: 58, right: 14, top: 12, bottom: 36 };
 
 // The sheet's colours, read again when the scheme changes.
 let colours = {};
@@ -130,7 +130,7 @@ function drawDots(picture, view) {
   picture.begin(roomy(proxy), roomy(gold, 0.1), view.proxyName, view.goldName);
   const spread = 0.012 * picture.height;
   const spots = Array.from({ length: size }, (_, k) => {
-    const radius = Math.max(0.9, unit * Math.sqrt(size * weights[k]));
+    const radius = Math.max(1.1, unit * Math.sqrt(size * weights[k]));
     return [picture.x(proxy[k]), picture.y(gold[k]) + spread * view.jitter[k], Math.min(radius, 46)];
   });
   picture.spots = spots;
@@ -142,7 +142,7 @@ function drawDots(picture, view) {
       for (let k = 0; k < size; k++) {
         const [x, y, radius] = spots[k];
         if (kinds[k] !== kind || radius > 9 !== large) continue;
-        pen.globalAlpha = radius < 1.5 ? 0.3 : 0.6;
+        pen.globalAlpha = radius < 1.5 ? 0.4 : 0.6;
         picture.disc(x, y, radius);
         pen.fill();
         if (large) pen.stroke();

@@ -1,15 +1,14 @@
 // The simulator's page: what the visitor has set, what follows from it, and where it is shown.
-// The numbers come from tilt.js, the pictures from picture.js, the tour's steps from tour.js.
+// The numbers come from tilt.js, the pictures from picture.js, the tour's steps from tour.js; telling.js
+// shows the rest.
 
 "use strict";
 
 const FAULTS = { length: [0.3, 0.005], flattery: [3, 0.05], noise: [3, 0.05], tail: [2, 0.05] }; // most, step
 const BETA_STEP = 0.005; // of its decimal logarithm
 const BUDGET = 6; // milliseconds of a frame for the curves of further prompts
-const HEAVIEST = 12;
 const NONE = { length: 0, flattery: 0, noise: 0, tail: 0 };
 
-const at = (id) => document.getElementById(id);
 const place = at("simulator"), banner = at("banner");
 const dots = new Picture(at("dots")), plane = new Picture(at("plane"));
 
@@ -17,28 +16,7 @@ const dots = new Picture(at("dots")), plane = new Picture(at("plane"));
 const state = { prompt: 0, setting: { beta: 1, ...NONE }, draw: 0, pick: -1, scope: "one", pins: [], tour: 0 };
 let pool = null, size = 0, scale = 1, betas = [], betaRange = [0, 1];
 let view = null, curves = null, job = null, due = false, writing = null;
-const prepared = []; // columns of each prompt
-
-// --- numbers as text -----------------------------------------------------------------------------
-
-const digits = (value, places = 2) => value.toFixed(places).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
-const signed = (value, places = 2) => (value >= 0 ? "+" : "") + digits(value, places);
-const short = (value) => String(Number(value.toPrecision(3)));
-
-function element(tag, text, kind) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (kind) made.className = kind;
-  return made;
-}
-
-// Texts of elements that are written in every frame: only what has changed is touched.
-const written = new Map();
-function write(id, text) {
-  if (written.get(id) === text) return;
-  written.set(id, text);
-  at(id).textContent = text;
-}
+const prepared = []; // columns of each prompt, with what its dots look like
 
 // --- the address ---------------------------------------------------------------------------------
 
@@ -78,7 +56,11 @@ function readAddress() {
 // --- what follows from the state -----------------------------------------------------------------
 
 function columns(number) {
-  prepared[number] ??= columnsOf(pool.prompts[number], number);
+  if (!prepared[number]) {
+    const own = columnsOf(pool.prompts[number], number);
+    const jitter = Float64Array.from(own.gold, (_, k) => 2 * uniform(STREAM.jitter, k) - 1);
+    prepared[number] = { ...own, jitter, kinds: kindsOf(own.gold), spread: deviation(own.gold) };
+  }
   return prepared[number];
 }
 
@@ -93,7 +75,7 @@ function look(number, setting) {
     ...found, setting, scores: proxy, weights, start, scale,
     proxyGain: found.proxy - start.proxy,
     goldGain: found.gold - start.gold,
-    goldSpread: deviation(own.gold),
+    goldSpread: own.spread,
     unsure: unsure(found, weights.length),
   };
 }
@@ -152,8 +134,6 @@ function frame() {
   const begun = performance.now();
   view = look(state.prompt, state.setting);
   const own = columns(state.prompt);
-  own.jitter ??= Float64Array.from(own.gold, (_, k) => 2 * uniform(99, k) - 1);
-  own.kinds ??= kindsOf(own.gold);
   const noise = draws();
   view.drawn = drawn(view.scores, state.setting.beta, noise);
   view.before = drawn(view.scores, Infinity, noise);
@@ -187,90 +167,6 @@ function kindsOf(gold) {
   return Array.from(gold, (value) => (value < middle - half ? 0 : value > middle + half ? 2 : 1));
 }
 
-function show(id, value, text, note) {
-  write(id, text);
-  at(id).dataset.value = value;
-  write(`${id}-note`, note);
-}
-
-function showNumbers() {
-  const count = view.weights.length, cap = Math.log(count);
-  show("proxy", view.proxy, digits(view.proxy), `${signed(view.proxyGain)} on the reference's ${digits(view.start.proxy)}`);
-  show("gold", view.gold, digits(view.gold), `${signed(view.goldGain)} on the reference's ${digits(view.start.gold)}`);
-  show("kl", view.kl, digits(view.kl), `nats an answer; the pool sees at most ${digits(cap)}`);
-  show("entropy", view.entropy, digits(view.entropy), `nats; of the reference ${digits(cap)}`);
-  show("ess", view.ess, view.ess < 9.95 ? digits(view.ess, 1) : digits(view.ess, 0), `answers of ${count} carry the policy`);
-  at("numbers").classList.toggle("faded", view.unsure);
-  const [kind, text] = verdict(view, count);
-  write("verdict", text);
-  at("verdict").className = `verdict ${kind}`;
-  for (const name of Object.keys(FAULTS)) write(`${name}-now`, short(state.setting[name]));
-  write("beta-now", short(state.setting.beta));
-}
-
-// In a sentence: what kind of policy this is.
-function verdict(found, count) {
-  if (found.unsure) {
-    return ["unsure", `The pool cannot know: ${digits(found.ess, 1)} of ${count} answers carry this policy, ${digits(found.kl)} nats away ` +
-      `of at most ${digits(Math.log(count))}. These numbers are a few lucky samples.`];
-  }
-  if (found.kl < 0.02) return ["", "This is the reference: every answer weighs about the same."];
-  const moved = `The proxy is ${signed(found.proxyGain)}, gold ${signed(found.goldGain)}`;
-  if (found.proxyGain > 0 && found.goldGain < -0.02 * found.goldSpread) {
-    return ["hacked", `${moved}: reward hacking. The policy does what it is paid for, and gets worse.`];
-  }
-  const best = curves.tilts.filter((one) => !unsure(one, count)).reduce((a, b) => (b.gold > a.gold ? b : a));
-  if (state.scope === "one" && best.kl < found.kl && best.gold > found.goldGain + 0.1 * found.goldSpread) {
-    return ["past", `${moved}. Gold was ${signed(best.gold)} at ${digits(best.kl, 1)} nats: past the peak, the proxy is bought with quality.`];
-  }
-  return ["good", `${moved}: what the proxy likes is what people want.`];
-}
-
-// --- answers -------------------------------------------------------------------------------------
-
-function showAnswers() {
-  const { completions } = pool.prompts[state.prompt];
-  const k = view.shown;
-  write("answer-how", state.pick >= 0 ? `answer ${k + 1}, picked` : `draw ${state.draw + 1} from the policy`);
-  write("answer", completions[k]);
-  at("answer").dataset.number = k;
-  write("before", completions[view.before]);
-  figures("answer-figures", k);
-  figures("before-figures", view.before);
-  const above = view.scores.filter((value) => value > view.scores[k]).length;
-  at("loves").hidden = !(above < view.scores.length / 10 && columns(state.prompt).kinds[k] === 0);
-}
-
-function figures(id, k) {
-  const row = pool.prompts[state.prompt];
-  const share = Math.log(view.weights.length * view.weights[k]);
-  const found = [
-    ["proxy", view.scores[k], digits(view.scores[k])],
-    ["gold", row.gold[k], digits(row.gold[k])],
-    ["tokens", row.tokens[k], String(row.tokens[k])],
-    ["log(N w), its share of the KL", share, Number.isFinite(share) ? signed(share) : "−∞"],
-  ];
-  const list = at(id);
-  if (!list.children.length) {
-    for (const [name] of found) {
-      const one = element("div");
-      one.append(element("dt", name), element("dd"));
-      list.append(one);
-    }
-  }
-  found.forEach(([, value, text], number) => {
-    const cell = list.children[number].lastChild;
-    if (cell.textContent !== text) cell.textContent = text;
-    cell.dataset.value = value;
-  });
-}
-
-function number(value, text) {
-  const cell = element("td", text, "number");
-  cell.dataset.value = value;
-  return cell;
-}
-
 // What need not follow a drag frame by frame: tables and the address.
 function settle() {
   if (!pool || due) return;
@@ -282,109 +178,7 @@ function settle() {
   place.dataset.settled = "yes";
 }
 
-function showHeaviest() {
-  const { completions, gold, tokens } = pool.prompts[state.prompt];
-  const order = [...completions.keys()].sort((a, b) => view.weights[b] - view.weights[a]);
-  at("heaviest").tBodies[0].replaceChildren(...order.slice(0, HEAVIEST).map((k) => {
-    const row = element("tr"), text = element("td"), button = element("button", completions[k].trim() || "(nothing)", "quiet text");
-    button.onclick = () => { state.pick = k; changed(); };
-    text.append(button);
-    const share = digits(100 * view.weights[k], 1);
-    row.append(number(view.weights[k], `${share} %`), number(view.scores[k], digits(view.scores[k])), number(gold[k], digits(gold[k])), number(tokens[k], tokens[k]), text);
-    return row;
-  }));
-}
-
-function showChosen() {
-  at("chosen").tBodies[0].replaceChildren(...curves.chosen.map((one) => {
-    const row = element("tr");
-    row.append(number(one.n, one.n), number(one.kl, digits(one.kl)), number(one.bound, digits(one.bound)), number(one.proxy, signed(one.proxy)), number(one.gold, signed(one.gold)), number(one.ess, digits(one.ess, 0)));
-    return row;
-  }));
-}
-
-function showPoints() {
-  at("points-note").hidden = !pool.points.length;
-  at("points").tBodies[0].replaceChildren(...pool.points.map((one) => {
-    const row = element("tr"), name = element("th", one.policy);
-    name.scope = "row";
-    row.append(name, number(one.step, one.step ?? "end"), number(one.kl, digits(one.kl)), number(one.proxy, signed(one.proxy)), number(one.gold, signed(one.gold)));
-    return row;
-  }));
-}
-
-// --- pinned settings -----------------------------------------------------------------------------
-
-const SHOWN = [
-  ["β", (one) => one.setting.beta, short],
-  ["Length bias", (one) => one.setting.length, short],
-  ["Sycophancy bias", (one) => one.setting.flattery, short],
-  ["Noise", (one) => one.setting.noise, short],
-  ["Heavy tail", (one) => one.setting.tail, short],
-  ["Proxy gain", (one) => one.proxyGain, signed],
-  ["Gold gain", (one) => one.goldGain, signed],
-  ["KL, nats", (one) => one.kl, digits],
-  ["Effective samples", (one) => one.ess, (value) => digits(value, 1)],
-];
-
-function showPins() {
-  const section = at("pins");
-  section.hidden = !state.pins.length;
-  at("pin").disabled = state.pins.length === 2;
-  if (section.hidden) return;
-  const found = [...state.pins.map((pin) => look(state.prompt, pin)), view];
-  const head = element("tr");
-  head.append(element("th", ""), ...found.map((_, k) => {
-    const cell = element("th", k < state.pins.length ? `${"AB"[k]} ` : "Now", "number");
-    if (k < state.pins.length) {
-      cell.append(action("Use", `Use ${"AB"[k]}`, () => { state.setting = { ...state.pins[k] }; showControls(); }));
-      cell.append(action("Unpin", `Unpin ${"AB"[k]}`, () => { state.pins.splice(k, 1); }));
-    }
-    return cell;
-  }));
-  const [table] = section.getElementsByTagName("table");
-  table.tHead.replaceChildren(head);
-  const rows = SHOWN.map(([name, value, text]) => {
-    const row = element("tr");
-    row.append(heading(name), ...found.map((one) => number(value(one), text(value(one)))));
-    return row;
-  });
-  const last = element("tr");
-  last.append(heading(`Draw ${state.draw + 1}`), ...found.map((one) => {
-    const k = drawn(one.scores, one.setting.beta, draws());
-    return element("td", pool.prompts[state.prompt].completions[k], "text answer");
-  }));
-  table.tBodies[0].replaceChildren(...rows, last);
-}
-
-function heading(name) {
-  const cell = element("th", name);
-  cell.scope = "row";
-  return cell;
-}
-
-function action(text, title, act) {
-  const button = element("button", text, "quiet small");
-  button.setAttribute("aria-label", title);
-  button.onclick = () => { act(); changed(); };
-  return button;
-}
-
 // --- the tour ------------------------------------------------------------------------------------
-
-function showTour() {
-  at("tour").hidden = !state.tour;
-  at("tour-begin").hidden = Boolean(state.tour);
-  if (!state.tour) return;
-  const step = TOUR[state.tour - 1], met = step.met(view);
-  write("tour-step", `Step ${state.tour} of ${TOUR.length}`);
-  write("tour-title", step.title);
-  write("tour-text", step.text);
-  write("tour-met", met ? (state.tour === TOUR.length ? "Done: you broke a reward and mended it." : "Reached.") : "");
-  write("tour-next", state.tour === TOUR.length ? "Finish" : "Next");
-  at("tour-next").disabled = !met;
-  place.dataset.tour = `${state.tour} ${met ? "met" : "open"}`;
-}
 
 // The first β, from the dearest on, that reaches a step with its faults; null where none does.
 function solution(step, number, setting) {

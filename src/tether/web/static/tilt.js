@@ -84,7 +84,7 @@ const powersUpTo = (size) => Array.from({ length: Math.floor(Math.log2(size)) + 
 // A draw is a function of (stream, prompt, completion, number): the same on every machine, and on
 // every visit of a shared address.
 
-const STREAM = { noise: 0, tail: 10, answer: 20 };
+const STREAM = { noise: 0, tail: 10, answer: 20, jitter: 30 };
 
 function mixed(bits) {
   bits ^= bits >>> 16;
