@@ -131,8 +131,8 @@ def measured(site: Workshop, folder: Path, proxy: str, gold: str) -> list[dict[s
 
 def _of_frontier(table: dict[str, Any], proxy: str, gold: str) -> list[tuple[Any, ...]]:
     return [
-        (each["policy"], each["step"], each["kl"], each["gains"][proxy], each["gains"][gold], 0, 0)
-        for each in table["measured"]
+        (r["policy"], r["step"], r["kl"], r["gains"][proxy], r["gains"][gold], 0.0, 0.0)
+        for r in table["measured"]
     ]
 
 

@@ -173,6 +173,8 @@ function settle() {
   showHeaviest();
   showChosen();
   showPins();
+  write("said", at("verdict").textContent);
+  at("beta").setAttribute("aria-valuetext", short(state.setting.beta));
   const wanted = address();
   if (location.hash !== wanted) history.replaceState(null, "", wanted);
   place.dataset.settled = "yes";

@@ -46,8 +46,7 @@ function showNumbers() {
   const [kind, text] = verdict(view, count);
   write("verdict", text);
   at("verdict").className = `verdict ${kind}`;
-  for (const name of Object.keys(FAULTS)) write(`${name}-now`, short(state.setting[name]));
-  write("beta-now", short(state.setting.beta));
+  for (const [name, value] of Object.entries(state.setting)) write(`${name}-now`, short(value));
 }
 
 // In a sentence: what kind of policy this is.
