@@ -241,7 +241,7 @@ def test_a_view_can_be_shared(at):
     page.locator("#tail").fill("0.4")
     page.get_by_role("button", name="Generate").click()
     page.get_by_role("radio", name="mean of all prompts").check()
-    page.get_by_role("button", name="Pin this setting").click()
+    page.get_by_role("button", name="Pin setting").click()
     page.locator("#beta").fill("0.5")
     settled(page)
     other = at(page.url.partition("#")[2])
@@ -254,9 +254,9 @@ def test_a_view_can_be_shared(at):
 
 def test_two_settings_side_by_side(at):
     page = at("set=2,0.1")
-    page.get_by_role("button", name="Pin this setting").click()
+    page.get_by_role("button", name="Pin setting").click()
     page.locator("#beta").fill("-1")
-    page.get_by_role("button", name="Pin this setting").click()
+    page.get_by_role("button", name="Pin setting").click()
     page.locator("#length").fill("0")
     settled(page)
     betas, lengths, *_, gold_gains, distances, _, _ = values(page, "#pins")
@@ -266,7 +266,7 @@ def test_two_settings_side_by_side(at):
         assert distances[k] == pytest.approx(found["kl"], abs=1e-6)
         gain = found["gold"] - np.mean(ROWS[0]["scores"]["gold"])
         assert gold_gains[k] == pytest.approx(gain, abs=1e-6)
-    expect(page.get_by_role("button", name="Pin this setting")).to_be_disabled()
+    expect(page.get_by_role("button", name="Pin setting")).to_be_disabled()
     page.get_by_role("button", name="Use A").click()
     settled(page)
     assert numbers(page) == pytest.approx(expectation(ROWS[0], 0, 2.0, 0.1), abs=1e-6)
@@ -344,7 +344,7 @@ def test_frames_are_short_with_1024_answers(tmp_path, watched):  # noqa: F811
 def test_pictures(at):
     state = "set=0.6,0.08,0,0,0&draw=3"
     for options in ({}, {"color_scheme": "dark"}):
-        page = at(state, pool="", viewport={"width": 1280, "height": 1010}, **options)
+        page = at(state, pool="", viewport={"width": 1280, "height": 1060}, **options)
         expect(page.get_by_role("status")).to_contain_text("gold")
         if os.environ.get("TETHER_SCREENSHOTS") == "1" and not options:
             page.screenshot(path=str(Path(IMAGES) / "simulator.png"))

@@ -37,11 +37,11 @@ function show(id, value, text, note) {
 
 function showNumbers() {
   const count = view.weights.length, cap = Math.log(count);
-  show("proxy", view.proxy, digits(view.proxy), `${signed(view.proxyGain)} on the reference's ${digits(view.start.proxy)}`);
-  show("gold", view.gold, digits(view.gold), `${signed(view.goldGain)} on the reference's ${digits(view.start.gold)}`);
-  show("kl", view.kl, digits(view.kl), `nats an answer; the pool sees at most ${digits(cap)}`);
-  show("entropy", view.entropy, digits(view.entropy), `nats; of the reference ${digits(cap)}`);
-  show("ess", view.ess, view.ess < 9.95 ? digits(view.ess, 1) : digits(view.ess, 0), `answers of ${count} carry the policy`);
+  show("proxy", view.proxy, digits(view.proxy), `${signed(view.proxyGain)}; reference ${digits(view.start.proxy)}`);
+  show("gold", view.gold, digits(view.gold), `${signed(view.goldGain)}; reference ${digits(view.start.gold)}`);
+  show("kl", view.kl, digits(view.kl), `nats, seen up to ${digits(cap)}`);
+  show("entropy", view.entropy, digits(view.entropy), `nats; reference ${digits(cap)}`);
+  show("ess", view.ess, view.ess < 9.95 ? digits(view.ess, 1) : digits(view.ess, 0), `of ${count} answers`);
   at("numbers").classList.toggle("faded", view.unsure);
   const [kind, text] = verdict(view, count);
   write("verdict", text);
