@@ -63,6 +63,7 @@ Talk to a model
 Reports, data
   tether web [--runs DIR]                runs in the browser, live while they train
   tether simulate prepare RUN            samples of a run for the simulator of tether web
+  tether simulate pack POOL_DIR --out FILE.json.gz   … in one small file
   tether report DIR                      write DIR/report.html anew
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
