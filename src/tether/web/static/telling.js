@@ -184,7 +184,7 @@ function showPins() {
   const last = element("tr");
   last.append(heading(`Draw ${state.draw + 1}`), ...found.map((one) => {
     const k = drawn(one.scores, one.setting.beta, draws());
-    return element("td", pool.prompts[state.prompt].completions[k].trim(), "text answer");
+    return element("td", pool.prompts[state.prompt].completions[k].trim(), "text drawn");
   }));
   table.tBodies[0].replaceChildren(...rows, last);
 }
