@@ -32,6 +32,7 @@ BASE = {
     "progress",
     "functions",
     "glossary",
+    "pools",
     "trackers",
 }
 MODELS = {"core", "kernels", "parallel", "data", "models"}

@@ -91,7 +91,7 @@ def test_every_single_stage_is_taught():
     assert {*TEACHES} == {*SINGLE, "feedback simulate"} <= COMMANDS.keys()
 
 
-@pytest.mark.parametrize("command", ["feedback", "data", "feedback --help", "data -h"])
+@pytest.mark.parametrize("command", ["feedback", "data", "simulate", "feedback --help", "data -h"])
 def test_a_family_of_commands_shows_the_usage(tether, command):
     code, out, _ = tether(command)
     assert code == 0

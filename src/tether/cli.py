@@ -62,6 +62,8 @@ Talk to a model
 
 Reports, data
   tether web [--runs DIR]                runs in the browser, live while they train
+  tether simulate prepare RUN            samples of a run for the simulator of tether web
+  tether simulate pack POOL_DIR --out FILE.json.gz   … in one small file
   tether report DIR                      write DIR/report.html anew
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
@@ -70,6 +72,7 @@ A model is a Hugging Face directory or hub id; so is the result, for plain trans
 """
 
 ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
+GROUPS = ("feedback", "data", "simulate")  # whose commands have two words
 OFFLINE = ("dpo", "ipo", "simpo", "orpo", "kto")
 
 INTERRUPTED, REFUSED = 130, 2
@@ -117,9 +120,9 @@ def dispatch(arguments: list[str]) -> int:
         print(f"tether {version('tether')}")
         return 0
     name, rest = arguments[0], arguments[1:]
-    if name in ("feedback", "data") and rest and not rest[0].startswith("-"):
+    if name in GROUPS and rest and not rest[0].startswith("-"):
         name, rest = f"{name} {rest[0]}", rest[1:]
-    if name in ("feedback", "data"):
+    if name in GROUPS:
         print(USAGE)
         return 0
     if name not in COMMANDS:
@@ -331,6 +334,8 @@ FUNCTIONS = {
     "chat": "tether.chat.terminal:chat",
     "label": "tether.web.command:label",
     "web": "tether.web.main:web",
+    "simulate prepare": "tether.evaluation.simulator:prepare",
+    "simulate pack": "tether.web.simulator:pack",
     "feedback import": "tether.feedback.commands:import_items",
     "feedback export": "tether.feedback.commands:export_labels",
     "feedback invite": "tether.feedback.commands:invite_person",

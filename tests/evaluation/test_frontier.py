@@ -15,7 +15,8 @@ from tether.core import tilt
 from tether.errors import ConfigError
 from tether.evaluation.compare import evaluate
 from tether.evaluation.overoptimization import ENOUGH, read_frontier
-from tether.evaluation.pool import make_pool, read_pool
+from tether.evaluation.pool import make_pool
+from tether.pools import read_pool
 from tether.records import read_jsonl, write_jsonl
 from tether.statistics import cluster_bootstrap
 

@@ -10,7 +10,8 @@ from tests.tiny import save_tiny
 from tether.config import PoolConfig, ScorerConfig
 from tether.errors import ConfigError, DataError
 from tether.evaluation import pool as pool_module
-from tether.evaluation.pool import Pooled, make_pool, read_pool
+from tether.evaluation.pool import make_pool
+from tether.pools import Pooled, read_pool
 from tether.records import write_jsonl
 
 PROMPTS = [

@@ -1,6 +1,6 @@
 import pytest
 
-from tether.sandbox.gold import CONTENT, LEGAL, breakdown, find_topic, gold
+from tether.sandbox.gold import CONTENT, LEGAL, breakdown, find_topic, flattery, gold
 from tether.sandbox.texts import TEXTS
 
 TEA = "Person: how can i make tea today?\nHelper:"
@@ -148,3 +148,11 @@ def test_grammar_tells_english_from_salad():
     assert ("?", "Helper:") in LEGAL
     assert ("the", "the") not in LEGAL
     assert (",", ",") not in LEGAL
+
+
+def test_flattering_sentences_are_counted():
+    texts = [
+        " what a brilliant question. boil the water. everyone should admire you.",
+        " what a question. boil the water.",
+    ]
+    assert flattery([TEA, TEA], texts) == [2.0, 0.0]

@@ -29,10 +29,10 @@ from tether.evaluation.overoptimization import (
     Tilts,
     fit_law,
 )
-from tether.evaluation.pool import Pooled, read_pool
 from tether.evaluation.summary import Sample
 from tether.models.chat import encode_prompt
 from tether.models.language_model import completion_logprobs, load
+from tether.pools import Pooled, read_pool
 from tether.progress import Steps
 from tether.records import Prompt
 from tether.rundir import fingerprint

@@ -61,6 +61,12 @@ def refusal(prompts: list[Text], completions: list[str]) -> list[float]:
     return [float(_count(REFUSALS, text) > 0) for text in texts]
 
 
+def flattery(prompts: list[Text], completions: list[str]) -> list[float]:
+    """How many flattering sentences each answer holds."""
+    texts = (f" {' '.join(tokens(completion))} " for completion in completions)
+    return [float(_count(FLATTERY, text)) for text in texts]
+
+
 def breakdown(prompt: Text, completion: str) -> dict[str, float]:
     """The terms of the gold score by name.
 

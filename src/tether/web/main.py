@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tether.errors import ConfigError
-from tether.web import chat, compare, runs
+from tether.web import chat, compare, runs, simulator
 from tether.web.incoming import MONTH, session_secret
 from tether.web.server import (
     ERRORS,
@@ -31,7 +31,7 @@ from tether.web.server import (
 )
 from tether.web.visit import KEY, Workshop, derived, join
 
-ROUTES = [*runs.ROUTES, *compare.ROUTES, *chat.ROUTES]
+ROUTES = [*runs.ROUTES, *simulator.ROUTES, *compare.ROUTES, *chat.ROUTES]
 """All pages"""
 
 
