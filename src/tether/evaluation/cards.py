@@ -23,7 +23,9 @@ from tether.evaluation.summary import ALL
 from tether.evaluation.table import Cell
 from tether.rundir import write_text
 
-MARK = "<!-- Written by tether from the files of the run. Delete this line to keep your changes. -->"
+MARK = (
+    "<!-- Written by tether from the files of the run. Delete this line to keep your changes. -->"
+)
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
@@ -263,9 +265,7 @@ def _measured(evaluation: Evaluation, policy: str) -> Measured:
     )
 
 
-def _blocks(
-    run: Run, stage: Stage, policies: set[str]
-) -> list[tuple[str, list[tuple[str, Line]]]]:
+def _blocks(run: Run, stage: Stage, policies: set[str]) -> list[tuple[str, list[tuple[str, Line]]]]:
     """The lines of every block that are about this model, by its names or its stage's."""
     found: list[tuple[str, list[tuple[str, Line]]]] = []
     for block in (block for each in run.stages for block in each.blocks):

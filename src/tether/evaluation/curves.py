@@ -11,7 +11,7 @@ from typing import Any
 from tether.evaluation.figures import COLOURS, Figure, axes, label, thin
 
 _MAX_POINTS = 600  # of a curve; about as many as a screen has room for
-_MAX_ROWS = 40  # of the table behind a curve
+_MAX_ROWS = 24  # of the table behind a curve
 
 Points = list[tuple[int, float]]
 

@@ -140,7 +140,7 @@ def _proxy_and_audit(rows: Sequence[dict[str, Any]], events: Sequence[Alarm]) ->
         }
         for i, (name, of) in enumerate(series)
     ]
-    layout = axes(x="step", y=series[0][0], legend=False) | {"height": 380}
+    layout: dict[str, Any] = axes(x="step", y=series[0][0], legend=False) | {"height": 380}
     if len(series) > 1:  # one above the other: their units differ
         layout["yaxis"] |= {"domain": [0.54, 1]}
         layout["yaxis2"] = layout["yaxis"] | {"domain": [0, 0.46], "title": {"text": "audit"}}
@@ -161,8 +161,11 @@ def _proxy_and_audit(rows: Sequence[dict[str, Any]], events: Sequence[Alarm]) ->
         plot={"data": data, "layout": layout},
         header=["step", *(name for name, _ in series), "alarm"],
         rows=[
-            [str(step), *(f"{of[step]:.4g}" if step in of else "" for of in by_step)]
-            + [at.get(step, "")]
+            [
+                str(step),
+                *(f"{of[step]:.4g}" if step in of else "" for of in by_step),
+                at.get(step, ""),
+            ]
             for step in steps
         ],
         note="On prompts that are not trained on. The proxy is the reward that training climbs; "

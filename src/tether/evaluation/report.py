@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from tether.errors import ConfigError
 from tether.evaluation.cards import write_cards
-from tether.evaluation.comparison import compare
+from tether.evaluation.comparison import SEEDS_HEADER, compare
 from tether.evaluation.report_blocks import block_figure, by_measure
 from tether.evaluation.report_labels import HEADER
 from tether.evaluation.report_samples import Samples, page_samples, shortened
@@ -93,6 +93,7 @@ def _render(template: str, **contents: Any) -> str:
         contents,
         sentence=sentence,
         labeler_header=HEADER,
+        seeds_header=SEEDS_HEADER,
         plotly=_plotly(),
         page_script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -121,7 +122,9 @@ def _room_for_samples(run: Run | None) -> Callable[[Evaluation], Samples]:
     evaluations = sum(stage.evaluation is not None for stage in stages)
 
     def samples_of(evaluation: Evaluation) -> Samples:
-        chosen = evaluation.verdict.policy if evaluation.verdict else evaluation.summary.policies[-1]
+        chosen = (
+            evaluation.verdict.policy if evaluation.verdict else evaluation.summary.policies[-1]
+        )
         most = max(100_000, room // max(1, evaluations))
         return page_samples(evaluation.samples, evaluation.summary, chosen, most)
 

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tether.evaluation.block_table import cell_of, marked
 from tether.evaluation.blocks import Block, Measure
 from tether.evaluation.figures import COLOURS, SYMBOLS, Figure, arm, axes, label
-from tether.evaluation.table import number, percent
+from tether.evaluation.table import number
 from tether.statistics import Interval
-
-CLEAR = 0.05  # adjusted p below which a difference is called one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +33,7 @@ def by_measure(block: Block) -> list[tuple[str, list[Line]]]:
 
 
 def _line(one: Measure) -> Line:
-    value = percent(one.value) if one.unit == "share" else number(one.value, signed=False)
+    value = cell_of(one)
     return Line(
         policy=one.policy,
         value=value.value,
@@ -53,7 +52,7 @@ def _difference(of: Interval, unit: str) -> str:
 
 
 def _reading(one: Measure) -> str:
-    if one.difference is None or one.p is None or one.p >= CLEAR:
+    if one.difference is None or not marked(one):
         return ""
     if not one.better:
         return "different"

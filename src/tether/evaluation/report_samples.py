@@ -71,9 +71,7 @@ def _spread(prompts: list[list[Sample]], most: int) -> list[list[Sample]]:
     return [prompts[i * len(prompts) // most] for i in range(most)]
 
 
-def _data(
-    prompts: list[list[Sample]], summary: Summary, tuned: str, cut: int
-) -> dict[str, Any]:
+def _data(prompts: list[list[Sample]], summary: Summary, tuned: str, cut: int) -> dict[str, Any]:
     place = {name: i for i, name in enumerate(summary.policies)}
     rows: list[list[Any]] = []
     for number, group in enumerate(prompts):

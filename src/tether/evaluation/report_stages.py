@@ -232,9 +232,14 @@ def _plane(folder: Path, summary: Summary) -> Sequence[Figure]:
 
 
 def _reached(folder: Path) -> dict[str, Interval]:
-    rows = read_object(folder / "frontier.json").get("efficiencies", [])
-    found = {str(row.get("policy")): interval(row.get("share")) for row in rows}
+    """Efficiencies of the policies themselves, without the models along their runs."""
+    rows = read_object(folder / "frontier.json").get("measured", [])
+    found = {str(row["policy"]): interval(row.get("efficiency")) for row in rows if _itself(row)}
     return {policy: share for policy, share in found.items() if share}
+
+
+def _itself(row: dict[str, Any]) -> bool:
+    return "policy" in row and row.get("step") is None
 
 
 # --- files ----------------------------------------------------------------------------------------

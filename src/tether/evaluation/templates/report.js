@@ -23,7 +23,9 @@ const near = new IntersectionObserver((entries) => {
     if (entry.isIntersecting) draw(entry.target);
   }
 }, {rootMargin: "400px"});
-for (const figure of figures) near.observe(figure);
+addEventListener("DOMContentLoaded", () => {  // plotly stands below
+  for (const figure of figures) near.observe(figure);
+});
 
 function drawAll() {
   for (const figure of figures) {
