@@ -148,14 +148,14 @@ def _adapter_base(stage: Stage) -> str:
 
 
 def _origin(run: Run, stage: Stage) -> str:
-    """Where the first of the stages that led to a model began: a hub id, or a path."""
+    """Where the first of the stages that led to a model began: a hub id, or a path; "" = scratch."""
     by_name = {each.name: each for each in run.stages}
     seen: set[str] = set()
     while True:
         start = str(stage.settings.get("model", ""))
         before = by_name.get(Path(start).parent.name) if Path(start).name == "model" else None
         if before is None or before.name in seen or not before.settings.get("model"):
-            return start if before is None else before.name
+            return start if before is None else ""
         seen.add(stage.name)
         stage = before
 
@@ -236,11 +236,11 @@ def _settings(stage: Stage) -> list[tuple[str, str]]:
     """What differs from the stage's defaults."""
     usual: dict[str, Any] = {}
     for field in dataclasses.fields(STAGES[stage.kind]):
+        value = field.default
         if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-            usual[field.name] = to_table(default) if dataclasses.is_dataclass(default) else default
-        elif field.default is not dataclasses.MISSING:
-            usual[field.name] = to_table(field.default)
+            value = field.default_factory()
+        if value is not dataclasses.MISSING:
+            usual[field.name] = to_table(value) if dataclasses.is_dataclass(value) else value
     chosen = {k: v for k, v in stage.settings.items() if k not in _SECTIONS_LEFT_OUT}
     known = dict(flat(usual))
     return [(k, _short(v, stage)) for k, v in flat(chosen) if known.get(k) != v and v != ""]

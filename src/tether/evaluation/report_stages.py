@@ -196,7 +196,7 @@ def _read_evaluation(
         return None
     summary = read_summary(folder)
     models = _models(settings)
-    reached = _reached(folder)
+    reached = read_efficiencies(folder)
     training = {policy: trained.get(model) for policy, model in models.items()}
     figures = [*_plane(folder, summary), by_distance(summary), by_category(summary)]
     return Evaluation(
@@ -231,7 +231,7 @@ def _plane(folder: Path, summary: Summary) -> Sequence[Figure]:
     return plane(folder, summary)
 
 
-def _reached(folder: Path) -> dict[str, Interval]:
+def read_efficiencies(folder: Path) -> dict[str, Interval]:
     """Efficiencies of the policies themselves, without the models along their runs."""
     rows = read_object(folder / "frontier.json").get("measured", [])
     found = {str(row["policy"]): interval(row.get("efficiency")) for row in rows if _itself(row)}
