@@ -117,7 +117,7 @@ def test_the_monitor_marks_its_best_step_and_its_alarms():
     assert both.rows[2] == [
         "8", "2", "0.5", "held-out score fell while the proxy rose: rolled back",
     ]  # fmt: skip
-    assert "best step 4; alarms at steps 8" in both.description
+    assert "best at step 4; alarm at step 8" in both.description
     assert length.rows == [["0", "20"], ["4", "21"], ["8", "30"]]
     json.dumps(both.plot, allow_nan=False)
 

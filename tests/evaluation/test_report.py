@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import gzip
 import hashlib
 import itertools
 import json
@@ -179,7 +180,8 @@ def test_texts_of_models_are_shown_not_interpreted(tmp_path):
     assert page.all("img") == []
     assert not any("onerror" in attributes for _, attributes in page.tags)
     for kind, text in page.scripts:
-        assert json.loads(text) if "type" in kind else "alert(1)" not in text
+        is_json = kind.get("type") == "application/json"
+        assert json.loads(text) if is_json else "alert(1)" not in text
     assert page.text.count("<img src=x onerror=alert(1)>") > 20
 
 
@@ -216,8 +218,8 @@ def test_plots_carry_a_description_and_their_numbers(run_dir):
     # gold by category; loss of sft; loss and accuracy of the reward; score, KL and length of ppo
     assert len(plots) == len(page.all("figure")) == 7
     assert all(each["role"] == "img" and len(each["aria-label"]) > 20 for each in plots)
-    specs = [json.loads(text) for kind, text in page.scripts if "type" in kind]
-    assert len(specs) == 7 + 1  # and the samples
+    specs = [json.loads(text) for kind, text in page.scripts if "json" in kind.get("type", "")]
+    assert len(specs) == 7
     assert {"y": [0.0, 0.5, 1.0, 1.5]}.items() <= specs[5]["data"][0].items()
 
 
@@ -328,7 +330,8 @@ def test_every_table_has_a_caption_and_headings_do_not_skip(full):
 
 def test_all_samples_are_in_the_page(full):
     page = Page(report(full))
-    (data,) = [json.loads(text) for kind, text in page.scripts if '"samples"' in text and kind]
+    (packed,) = [text for kind, text in page.scripts if kind.get("type") == "application/gzip"]
+    data = json.loads(gzip.decompress(base64.b64decode(packed)))
     assert len(data["samples"]) == 3 * 20 * 2
     assert data["samples"][0] == [0, 0, "answer base 0 0", 1, 0.25, -0.25]
     assert data["prompts"][19] == ["baking", [["", "question number 19"]]]

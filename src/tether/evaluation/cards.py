@@ -148,7 +148,7 @@ def _adapter_base(stage: Stage) -> str:
 
 
 def _origin(run: Run, stage: Stage) -> str:
-    """Where the first of the stages that led to a model began: a hub id, or a path; "" = scratch."""
+    """Where the first stage that led to a model began: a hub id, or a path; "" = scratch."""
     by_name = {each.name: each for each in run.stages}
     seen: set[str] = set()
     while True:
@@ -164,10 +164,10 @@ def _is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", name)) and not Path(name).exists()
 
 
-def _short(path: str, stage: Stage) -> str:
-    """A path without the run directory in which it lay."""
+def _short(text: str, stage: Stage) -> str:
+    """A text without the run directory in which its paths lay."""
     root = str(Path(str(stage.settings.get("out", ""))).parent)
-    return path.removeprefix(f"{root}/") if root != "." else path
+    return text if root == "." else text.replace(f"{root}/", "")
 
 
 # --- the facts of a card --------------------------------------------------------------------------

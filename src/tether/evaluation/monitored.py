@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tether.evaluation.curves import Curve, curves, points
+from tether.evaluation.curves import Curve, Points, curves, points
 from tether.evaluation.figures import COLOURS, Figure, axes
 from tether.records import Text, read_text
 
@@ -128,6 +128,35 @@ def _proxy_and_audit(rows: Sequence[dict[str, Any]], events: Sequence[Alarm]) ->
     if not series:
         return None
     best = [int(row["best_step"]) for row in rows if row.get("best_step") is not None]
+    marks = [(best[-1], "best")] if best else []
+    marks += [(each.step, "alarm") for each in events]
+    told = [f"{name} from {of[0][1]:.3g} to {of[-1][1]:.3g}" for name, of in series]
+    told += [f"{kind} at step {step}" for step, kind in marks]
+    by_step = [dict(of) for _, of in series]
+    steps = sorted({step for of in by_step for step in of})
+    at = {each.step: f"{each.title}: {each.action}" for each in events}
+    return Figure(
+        title="What training climbs, and what an audit of it says",
+        description=f"Over steps {steps[0]} to {steps[-1]}: {'; '.join(told)}",
+        plot=_stacked(series, marks),
+        header=["step", *(name for name, _ in series), "alarm"],
+        rows=[
+            [str(step), *(_printed(of, step) for of in by_step), at.get(step, "")] for step in steps
+        ],
+        note="On prompts that are not trained on. The proxy is the reward that training climbs; "
+        "the audit is a judgment of current samples by somebody whom it was not learned from. "
+        "Healthy: both rise. Where the proxy rises and the audit falls, the reward is hacked.",
+    )
+
+
+def _printed(of: dict[int, float], step: int) -> str:
+    return f"{of[step]:.4g}" if step in of else ""
+
+
+def _stacked(
+    series: Sequence[tuple[str, Points]], marks: Sequence[tuple[int, str]]
+) -> dict[str, Any]:
+    """One plot above the other, since their units differ, with marks through both."""
     data = [
         {
             "type": "scatter",
@@ -141,41 +170,17 @@ def _proxy_and_audit(rows: Sequence[dict[str, Any]], events: Sequence[Alarm]) ->
         for i, (name, of) in enumerate(series)
     ]
     layout: dict[str, Any] = axes(x="step", y=series[0][0], legend=False) | {"height": 380}
-    if len(series) > 1:  # one above the other: their units differ
+    if len(series) > 1:
         layout["yaxis"] |= {"domain": [0.54, 1]}
-        layout["yaxis2"] = layout["yaxis"] | {"domain": [0, 0.46], "title": {"text": "audit"}}
+        layout["yaxis2"] = layout["yaxis"] | {"domain": [0, 0.46], "title": {"text": series[1][0]}}
         layout["xaxis"] |= {"anchor": "y2"}
-    marks = [(best[-1], "best", "dash")] if best else []
-    marks += [(each.step, "alarm", "dot") for each in events]
-    layout["shapes"] = [_mark(step, kind, dash) for step, kind, dash in marks]
-    layout["annotations"] = [_name(step, kind) for step, kind, _ in marks]
-    told = [f"{name} from {of[0][1]:.3g} to {of[-1][1]:.3g}" for name, of in series]
-    told += [f"best step {best[-1]}"] if best else []
-    told += [f"alarms at steps {', '.join(str(each.step) for each in events)}"] if events else []
-    by_step = [dict(of) for _, of in series]
-    steps = sorted({step for of in by_step for step in of})
-    at = {each.step: f"{each.title}: {each.action}" for each in events}
-    return Figure(
-        title="What training climbs, and what an audit of it says",
-        description=f"Over steps {steps[0]} to {steps[-1]}: {'; '.join(told)}",
-        plot={"data": data, "layout": layout},
-        header=["step", *(name for name, _ in series), "alarm"],
-        rows=[
-            [
-                str(step),
-                *(f"{of[step]:.4g}" if step in of else "" for of in by_step),
-                at.get(step, ""),
-            ]
-            for step in steps
-        ],
-        note="On prompts that are not trained on. The proxy is the reward that training climbs; "
-        "the audit is a judgment of current samples by somebody whom it was not learned from. "
-        "Healthy: both rise. Where the proxy rises and the audit falls, the reward is hacked.",
-    )
+    layout["shapes"] = [_mark(step, kind) for step, kind in marks]
+    layout["annotations"] = [_name(step, kind) for step, kind in marks]
+    return {"data": data, "layout": layout}
 
 
-def _mark(step: int, kind: str, dash: str) -> dict[str, Any]:
-    colour = COLOURS[3] if kind == "best" else COLOURS[5]
+def _mark(step: int, kind: str) -> dict[str, Any]:
+    colour, dash = (COLOURS[3], "dash") if kind == "best" else (COLOURS[5], "dot")
     line = {"color": colour, "width": 2, "dash": dash}
     return {"type": "line", "x0": step, "x1": step, "yref": "paper", "y0": 0, "y1": 1, "line": line}
 

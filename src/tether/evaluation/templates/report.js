@@ -116,8 +116,14 @@ function articleOf(prompt, shown, difference, data) {
   return article;
 }
 
-function browse(section) {
-  const data = JSON.parse(section.querySelector(":scope > script").textContent);
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+
+async function browse(section) {
+  const data = await unpacked(section.querySelector(":scope > script").textContent);
   const prompts = grouped(data);
   const form = section.querySelector(".controls");
   const pages = section.querySelector(".pages");
