@@ -98,6 +98,9 @@ def test_ten_thousand_samples_open_in_two_seconds(opened, tmp_path):
     page = opened(path)
     expect(status(page)).to_have_text("1,666 of 1,666 prompts, 9,996 samples in all.")
     assert busy(page) < 2
+    if os.getloadavg()[0] < (os.cpu_count() or 1):  # nobody else is at work on the machine
+        seconds = "performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
+        assert page.evaluate(seconds) < 2
     took = page.evaluate(
         """() => {
             const start = performance.now();

@@ -11,7 +11,9 @@ from typing import Any
 from tether.evaluation.figures import COLOURS, Figure, axes, label, thin
 
 _MAX_POINTS = 600  # of a curve; about as many as a screen has room for
+_MARKED = 40  # points of a curve that are marked each; more would be a chain
 _MAX_ROWS = 24  # of the table behind a curve
+_DASHES = ["solid", "solid", "dash", "dot", "dashdot"]
 
 Points = list[tuple[int, float]]
 
@@ -260,10 +262,14 @@ def _line(name: str, of: Points, index: int) -> dict[str, Any]:
     shown = thin(of, _MAX_POINTS)
     return {
         "type": "scatter",
-        "mode": "lines" if index == 0 else "lines+markers",
+        "mode": "lines" if index == 0 or len(shown) > _MARKED else "lines+markers",
         "name": label(name),
         "x": [step for step, _ in shown],
         "y": [float(f"{value:.5g}") for _, value in shown],
-        "line": {"color": COLOURS[(1 + index) % len(COLOURS)], "width": 2},
+        "line": {
+            "color": COLOURS[(1 + index) % len(COLOURS)],
+            "width": 2,
+            "dash": _DASHES[index % len(_DASHES)],
+        },
         "marker": {"size": 5},
     }
