@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev extra)")
-
 ARGS = [
     f"--{switch}"
     for switch in (
@@ -38,6 +36,7 @@ def find_chromium(own):
 @contextmanager
 def chromium():
     """A running browser."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev extra)")
     with playwright.sync_playwright() as driver:
         path = find_chromium(driver.chromium.executable_path)
         if path is None:

@@ -1,11 +1,11 @@
-import json
-
 import pytest
 
 from tests.evaluation.made_run import full_run, many_samples
+from tests.evaluation.test_overoptimization import made
 from tests.evaluation.test_report import Page
 from tether.errors import ConfigError, DataError
 from tether.evaluation.comparison import compare
+from tether.evaluation.overoptimization import write_frontier
 from tether.evaluation.report import write_comparison
 from tether.evaluation.report_stages import read_run
 
@@ -61,16 +61,14 @@ def test_last_evaluations_stand_side_by_side(seeds):
 
 
 def test_gain_distance_and_cost(seeds):
-    share = {"mean": 0.6, "low": 0.5, "high": 0.7}
-    frontier = {"measured": [{"policy": "ppo", "step": None, "efficiency": share}]}
-    (seeds[2] / "evaluation" / "frontier.json").write_text(json.dumps(frontier))
-    runs = [read_run(seeds[0])]
-    costs = dict(compare(runs).costs.policies)
+    write_frontier(seeds[2] / "evaluation", made())  # ppo reached 71% [65, 77]
+    costs = dict(found(seeds).costs.policies)
     assert list(costs) == ["base", "ppo"]
-    [(name, (gain, nats, reached, seconds))] = costs["ppo"]
-    assert (name, gain.value, nats.value, reached.value, seconds.value) == (
-        "seed0", "+0.45", "2.00", "", "",
-    )  # fmt: skip
+    assert [(name, [cell.value for cell in cells]) for name, cells in costs["ppo"]] == [
+        ("seed0", ["+0.45", "2.00", "", ""]),
+        ("seed1", ["+0.65", "2.00", "", ""]),
+        ("seed2", ["+1.00", "2.00", "71%", ""]),
+    ]
 
 
 def test_curves_of_the_same_stage_are_laid_over_each_other(seeds):

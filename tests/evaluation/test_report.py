@@ -11,10 +11,10 @@ import pytest
 
 from tests.evaluation import made_up
 from tests.evaluation.made_run import evaluation, full_run, many_samples, stage
+from tests.evaluation.test_overoptimization import made
 from tether.errors import DataError
+from tether.evaluation.overoptimization import write_frontier
 from tether.evaluation.report import write_report
-from tether.evaluation.report_stages import read_efficiencies
-from tether.statistics import Interval
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> \"'&"
 
@@ -276,21 +276,16 @@ def full(tmp_path):
 
 
 def test_the_verdict_tells_of_the_frontier_and_of_alarms(full):
-    share = {"mean": 0.714, "low": 0.652, "high": 0.768}
-    kept = [
-        {"policy": "ppo", "step": 6, "efficiency": {"mean": 0.1, "low": 0.1, "high": 0.1}},
-        {"policy": "ppo", "step": None, "efficiency": share},
-        {"policy": "sft", "step": None, "efficiency": None},
-    ]
+    write_frontier(full / "evaluation", made())  # ppo reached 71% [65, 77]
     text = Page(report(full)).text
     # mean of 2 (i - 5) / 20 over i = 0 … 19 = 2 (9.5 - 5) / 20 = 0.45
     assert "ppo is better than sft: +0.45 on the gold score" in text
     assert (
-        "It is 2.0 nats per answer away from the reference. One alarm was raised while it "
+        "It is 2.0 nats per answer away from the reference. It reaches 71% of the best reachable "
+        "gain of the proxy at its KL (95% interval 65 to 77%). One alarm was raised while it "
         "trained, at step 20. It was rolled back to step 12."
     ) in text
-    (full / "evaluation" / "frontier.json").write_text(json.dumps({"measured": kept}))
-    assert read_efficiencies(full / "evaluation") == {"ppo": Interval(0.714, 0.652, 0.768)}
+    assert "What was reachable, and what was reached" in text
 
 
 def test_alarms_stand_with_their_texts(full):

@@ -9,10 +9,11 @@ import re
 
 import pytest
 
-from tests.chromium import IMAGES, chromium, playwright
+from tests.chromium import IMAGES, chromium
 from tests.evaluation.made_run import full_run, many_samples
 from tether.evaluation.report import write_comparison, write_report
 
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev extra)")
 expect = playwright.expect
 
 ATTACK = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)>"

@@ -6,9 +6,8 @@ What is missing is left out: a folder of an older version has fewer files.
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from tether.evaluation.blocks import Block, read_blocks
 from tether.evaluation.curves import curves
 from tether.evaluation.figures import Figure, by_category, by_distance
 from tether.evaluation.monitored import Alarm, alarms, monitor_figures
+from tether.evaluation.overoptimization import read_frontier
+from tether.evaluation.plane import plane
 from tether.evaluation.report_labels import Labels, read_labels
 from tether.evaluation.summary import Sample, Summary
 from tether.evaluation.table import Column, columns, percent, read_summary
@@ -198,7 +199,7 @@ def _read_evaluation(
     models = _models(settings)
     reached = read_efficiencies(folder)
     training = {policy: trained.get(model) for policy, model in models.items()}
-    figures = [*_plane(folder, summary), by_distance(summary), by_category(summary)]
+    figures = [*plane(folder, summary), by_distance(summary), by_category(summary)]
     return Evaluation(
         stage=stage,
         summary=summary,
@@ -222,24 +223,11 @@ def _models(settings: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _plane(folder: Path, summary: Summary) -> Sequence[Figure]:
-    """The reward-KL plane with its frontier, where that was measured."""
-    if find_spec("tether.evaluation.plane") is None:
-        return []
-    from tether.evaluation.plane import plane  # pyright: ignore[reportMissingImports]
-
-    return plane(folder, summary)
-
-
 def read_efficiencies(folder: Path) -> dict[str, Interval]:
-    """Efficiencies of the policies themselves, without the models along their runs."""
-    rows = read_object(folder / "frontier.json").get("measured", [])
-    found = {str(row["policy"]): interval(row.get("efficiency")) for row in rows if _itself(row)}
+    """Share of the best reachable gain that each policy reached, where that is known."""
+    frontier = read_frontier(folder)
+    found = {each.policy: each.efficiency for each in frontier.policies} if frontier else {}
     return {policy: share for policy, share in found.items() if share}
-
-
-def _itself(row: dict[str, Any]) -> bool:
-    return "policy" in row and row.get("step") is None
 
 
 # --- files ----------------------------------------------------------------------------------------
