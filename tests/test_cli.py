@@ -1,6 +1,7 @@
 """The command line itself: help that teaches, options that repeat, exit codes, what is printed."""
 
 import json
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_the_version(tether):
         ("run --help", "run needs a recipe"),
         ("run nowhere.toml", "nowhere.toml does not exist; give the path of a TOML file"),
         ("run nowhere.toml --help", "nowhere.toml does not exist"),
-        ("report", "report takes one run directory: tether report runs/demo"),
+        ("report", "report takes run directories: tether report RUN… [--out FILE.html]"),
         ("report nowhere", "nowhere"),
         ("data check", "data check takes one file: tether data check FILE"),
         ("data check nowhere.jsonl", "nowhere.jsonl: no such file"),
@@ -236,6 +237,12 @@ def test_policies_and_scorers_are_given_by_name_or_lend_their_own(tether, there)
     code, out, _ = tether("report runs/evaluation")
     assert (code, out) == (0, "runs/evaluation/report.html\n")
     assert (there / "runs/evaluation/report.html").is_file()
+    code, out, _ = tether("report runs/evaluation --out elsewhere.html")
+    assert (code, out) == (0, "elsewhere.html\n")
+    shutil.copytree(there / "runs/evaluation", there / "runs/again")
+    code, out, _ = tether("report runs/evaluation runs/again --out both.html")
+    assert (code, out) == (0, "both.html\n")
+    assert "evaluation · again" in (there / "both.html").read_text()
 
 
 def test_a_pool_says_how_an_evaluation_takes_it(tether, there):

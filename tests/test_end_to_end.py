@@ -60,7 +60,12 @@ def test_every_stage_has_finished(demo):
         assert (demo / name / "result.json").is_file()
         assert (demo / name / "config.toml").is_file()
     assert not list(demo.rglob("step-*"))  # checkpoints go when a stage is done
-    assert {file.suffix for file in demo.rglob("model/*")} <= {".json", ".safetensors", ".jinja"}
+    assert {file.suffix for file in demo.rglob("model/*")} <= {
+        ".json",
+        ".safetensors",
+        ".jinja",
+        ".md",
+    }
 
 
 def test_the_summary_compares_all_policies(demo):

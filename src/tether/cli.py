@@ -64,7 +64,8 @@ Reports, data
   tether web [--runs DIR]                runs in the browser, live while they train
   tether simulate prepare RUN            samples of a run for the simulator of tether web
   tether simulate pack POOL_DIR --out FILE.json.gz   … in one small file
-  tether report DIR                      write DIR/report.html anew
+  tether report RUN                      write RUN/report.html and the models' cards anew
+  tether report RUN RUN … [--out FILE]   one page that compares runs, or seeds of one
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
 
@@ -229,12 +230,17 @@ def _with_defaults(cls: type[Any], defaults: dict[str, Any]) -> type[Any]:
 
 
 def report(arguments: list[str]) -> None:
-    """Write the report of a run directory anew."""
-    if len(arguments) != 1 or _asks_help(arguments):
-        raise ConfigError("report takes one run directory: tether report runs/demo")
-    from tether.evaluation.report import write_report
+    """Write the report of a run directory anew, or one page that compares several."""
+    out = _option(arguments, "--out", "")
+    if not arguments or _asks_help(arguments) or any(word.startswith("-") for word in arguments):
+        raise ConfigError("report takes run directories: tether report RUN… [--out FILE.html]")
+    from tether.evaluation.report import write_comparison, write_report
 
-    print(write_report(Path(arguments[0])))
+    runs = [Path(word) for word in arguments]
+    if len(runs) > 1:
+        print(write_comparison(runs, Path(out or "comparison.html")))
+    else:
+        print(write_report(runs[0], Path(out) if out else None))
 
 
 def check_data(arguments: list[str]) -> None:

@@ -1,6 +1,8 @@
 import base64
 import dataclasses
+import gzip
 import hashlib
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -8,10 +10,11 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.evaluation import made_up
+from tests.evaluation.made_run import evaluation, full_run, many_samples, stage
+from tests.evaluation.test_overoptimization import made
 from tether.errors import DataError
+from tether.evaluation.overoptimization import write_frontier
 from tether.evaluation.report import write_report
-from tether.evaluation.summary import summarize
-from tether.records import write_jsonl
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)> \"'&"
 
@@ -42,25 +45,6 @@ class Page(HTMLParser):
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def stage(run_dir, name, kind, metrics=(), config="", **result):
-    folder = run_dir / name
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"name": name, "kind": kind, **result}))
-    (folder / "config.toml").write_text(config or f'kind = "{kind}"\n')
-    if metrics:
-        write_jsonl(folder / "metrics.jsonl", metrics)
-    return folder
-
-
-def evaluation(run_dir, samples, name="evaluation", **arguments):
-    options = {"baseline": "sft", "scorers": ["gold", "proxy"], "pairs": [("ppo", "sft")]}
-    summary = summarize(samples, **(options | arguments))
-    folder = stage(run_dir, name, "evaluate", seconds=9.75)
-    write_jsonl(folder / "samples.jsonl", [sample.to_dict() for sample in samples])
-    (folder / "summary.json").write_text(json.dumps(summary.to_dict(), allow_nan=False))
-    return folder
 
 
 @pytest.fixture
@@ -147,12 +131,12 @@ def test_the_page_says_what_was_run(run_dir):
 
 def test_the_same_prompts_stand_side_by_side(run_dir):
     page = Page(report(run_dir))
-    articles = page.all("article")
-    assert [each["data-category"] for each in articles] == made_up.CATEGORIES
+    assert len(page.all("article")) == 3
+    for category in made_up.CATEGORIES:
+        assert f" {category} prompt" in page.text
     assert "prompt 1 base base answers 1 0 gold 0.00, proxy 0.00" in page.text
     assert "sft sft answers 1 0 gold 2.00, proxy 4.00 ppo ppo answers 1 0" in page.text
     assert "answers 1 1" not in page.text  # the first sample only
-    assert len(page.all("option")) == 1 + 3
 
 
 def test_many_prompts_are_shown_spread_over_categories(tmp_path):
@@ -169,7 +153,7 @@ def test_many_prompts_are_shown_spread_over_categories(tmp_path):
     ]
     evaluation(tmp_path, samples, scorers=["gold"])
     page = Page(report(tmp_path))
-    shown = [each["data-category"] for each in page.all("article")]
+    shown = re.findall(r"(rare|common) prompt \d+", page.text)
     # 3 rare ones (7, 107, 207), and every 13th of 297 common ones: ceil(297 / 24) = 13.
     assert shown.count("rare") == 3
     assert shown.count("common") == 23
@@ -196,9 +180,9 @@ def test_texts_of_models_are_shown_not_interpreted(tmp_path):
     assert page.all("img") == []
     assert not any("onerror" in attributes for _, attributes in page.tags)
     for kind, text in page.scripts:
-        assert json.loads(text) if "type" in kind else "alert(1)" not in text
+        is_json = kind.get("type") == "application/json"
+        assert json.loads(text) if is_json else "alert(1)" not in text
     assert page.text.count("<img src=x onerror=alert(1)>") > 20
-    assert [attributes.get("data-category") for attributes in page.all("article")] == [ATTACK] * 3
 
 
 def test_only_the_two_scripts_of_the_page_may_run(run_dir):
@@ -220,7 +204,7 @@ def test_the_page_is_one_file_that_loads_nothing(run_dir):
     assert len(html.encode()) < 8_000_000
     assert not any("src" in attributes for _, attributes in page.tags)
     links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
-    assert links == ["#results", "#training", "#answers", "#run"]
+    assert links == ["#results", "#rewards", "#training", "#answers", "#run"]
     targets = {attributes.get("id") for _, attributes in page.tags}
     assert {link[1:] for link in links} <= targets
     style = html[html.index("<style>") : html.index("</style>")]
@@ -234,7 +218,7 @@ def test_plots_carry_a_description_and_their_numbers(run_dir):
     # gold by category; loss of sft; loss and accuracy of the reward; score, KL and length of ppo
     assert len(plots) == len(page.all("figure")) == 7
     assert all(each["role"] == "img" and len(each["aria-label"]) > 20 for each in plots)
-    specs = [json.loads(text) for kind, text in page.scripts if "type" in kind]
+    specs = [json.loads(text) for kind, text in page.scripts if "json" in kind.get("type", "")]
     assert len(specs) == 7
     assert {"y": [0.0, 0.5, 1.0, 1.5]}.items() <= specs[5]["data"][0].items()
 
@@ -281,3 +265,76 @@ def test_a_broken_file_is_named_and_the_last_report_stays(run_dir, text):
     with pytest.raises(DataError, match=r"result\.json: .*run its stage again"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_text(encoding="utf-8") == before
+
+
+# --- monitor, blocks, labels, samples -------------------------------------------------------------
+
+
+@pytest.fixture
+def full(tmp_path):
+    return full_run(tmp_path / "rice", many_samples(20))
+
+
+def test_the_verdict_tells_of_the_frontier_and_of_alarms(full):
+    write_frontier(full / "evaluation", made())  # ppo reached 71% [65, 77]
+    text = Page(report(full)).text
+    # mean of 2 (i - 5) / 20 over i = 0 … 19 = 2 (9.5 - 5) / 20 = 0.45
+    assert "ppo is better than sft: +0.45 on the gold score" in text
+    assert (
+        "It is 2.0 nats per answer away from the reference. It reaches 71% of the best reachable "
+        "gain of the proxy at its KL (95% interval 65 to 77%). One alarm was raised while it "
+        "trained, at step 20. It was rolled back to step 12."
+    ) in text
+    assert "What was reachable, and what was reached" in text
+
+
+def test_alarms_stand_with_their_texts(full):
+    text = Page(report(full)).text
+    assert "Step 20: held-out score fell while the proxy rose · rolled back" in text
+    assert "the audit fell by 0.12 (one-sided p = 0.004)." in text
+    assert "answer Of course! I am happy to help." in text
+    assert "What training climbs, and what an audit of it says" in text
+
+
+def test_blocks_are_tables_with_differences(full):
+    text = Page(report(full)).text
+    assert "Toxicity How likely a classifier" in text
+    assert "share above 0.5 (low is better)" in text
+    assert "differences to sft on the same prompts" in text
+    assert "The classifier errs on quotations." in text
+    assert "policy base answer the worst of base" in text
+    assert "share ordered as labeled over foretold probability" in text  # the curve's table
+
+
+def test_agreement_of_the_labelers_is_told(full):
+    text = Page(report(full)).text
+    # 4 prompts, 3 labelers each; ann and cem agree, bob swaps two: no prompt is unanimous
+    assert "12 rankings on 4 items, 4 of them judged by several labelers." in text
+    assert "unanimous 0%" in text
+    assert "Krippendorff's α on ranks" in text
+
+
+def test_every_table_has_a_caption_and_headings_do_not_skip(full):
+    page = Page(report(full))
+    assert len(page.all("caption")) == len(page.all("table"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
+
+
+def test_all_samples_are_in_the_page(full):
+    page = Page(report(full))
+    (packed,) = [text for kind, text in page.scripts if kind.get("type") == "application/gzip"]
+    data = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert len(data["samples"]) == 3 * 20 * 2
+    assert data["samples"][0] == [0, 0, "answer base 0 0", 1, 0.25, -0.25]
+    assert data["prompts"][19] == ["baking", [["", "question number 19"]]]
+    assert (data["policies"][data["baseline"]], data["policies"][data["tuned"]]) == ("sft", "ppo")
+
+
+def test_a_page_elsewhere_leaves_the_run_alone(full, tmp_path):
+    before = sorted(full.rglob("*"))
+    page = write_report(full, tmp_path / "elsewhere.html")
+    assert page.is_file()
+    assert sorted(full.rglob("*")) == before

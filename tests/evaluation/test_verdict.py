@@ -2,7 +2,8 @@ import dataclasses
 
 from tests.evaluation import made_up
 from tether.evaluation.summary import summarize
-from tether.evaluation.verdict import verdict
+from tether.evaluation.verdict import Training, verdict
+from tether.statistics import Interval
 
 
 def found(gold, proxy, **arguments):
@@ -62,3 +63,37 @@ def test_the_tuned_policy_is_the_one_after_the_baseline():
 def test_one_policy_has_no_verdict():
     alone = [dataclasses.replace(each, policy="sft") for each in made_up.samples()[:6]]
     assert verdict(summarize(alone, baseline="sft", scorers=["gold"])) is None
+
+
+def test_the_best_of_several_samples_is_no_tuned_policy():
+    chosen = [
+        dataclasses.replace(each, policy="sft best of 4", kl=None)
+        for each in made_up.samples()
+        if each.policy == "sft"
+    ]
+    ppo = [each for each in made_up.samples() if each.policy == "ppo"]
+    sft = [each for each in made_up.samples() if each.policy == "sft"]
+    found = verdict(summarize([*sft, *chosen, *ppo], baseline="sft", scorers=["gold"]))
+    assert found.policy == "ppo"
+
+
+def told(training):
+    return verdict(made_up.summary(), training={"ppo": training}).text.partition("reference.")[2]
+
+
+def test_alarms_are_told_where_somebody_watched():
+    assert told(None) == ""
+    assert told(Training(alarms=[])) == " No alarm was raised while it trained."
+    assert told(Training(alarms=[4], rolled_back_to=0)) == (
+        " One alarm was raised while it trained, at step 4. It was rolled back to step 0."
+    )
+    assert told(Training(alarms=[4, 9], stopped="KL above 8")) == (
+        " 2 alarms were raised while it trained, the first at step 4. It stopped early: KL above 8."
+    )
+
+
+def test_the_share_of_the_best_reachable_is_told():
+    found = verdict(made_up.summary(), reached={"ppo": Interval(0.714, 0.652, 0.768)})
+    assert found.text.endswith(
+        "It reaches 71% of the best reachable gain of the proxy at its KL (95% interval 65 to 77%)."
+    )

@@ -16,11 +16,9 @@ from tether.statistics import Interval
 Item = TypeVar("Item")
 
 # Readable on white and on near-black, and told apart without colour vision by their symbols.
-_COLOURS = ["#7d8899", "#3b7dd8", "#d9730d", "#2a9d6f", "#9a6fd6", "#c8506e", "#8a7a1f"]
-_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon"]
+COLOURS = ["#7d8899", "#3b7dd8", "#d9730d", "#2a9d6f", "#9a6fd6", "#c8506e", "#8a7a1f"]
+SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon"]
 _GROUPED = {"scattermode": "group", "scattergap": 0.4, "hovermode": "closest"}
-_MAX_POINTS = 1500  # of a curve; more than a screen shows
-_MAX_ROWS = 40  # of the table behind a curve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,103 +30,8 @@ class Figure:
     plot: dict[str, Any]
     header: list[str]
     rows: list[list[str]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """A figure of metrics.jsonl: one key over the steps, and its held-out twin."""
-
-    key: str
-    title: str
-    unit: str
-    name: str = "training"
-
-    @property
-    def held_out_key(self) -> str:
-        """The same on data that is not trained on."""
-        return f"held_out_{self.key}"
-
-
-CURVES = [
-    Curve(key="score", title="Score of the reward", unit="normalized", name="score"),
-    Curve(key="kl", title="KL to the reference", unit="nats per answer", name="KL"),
-    Curve(key="length", title="Length", unit="tokens per answer", name="length"),
-    Curve(key="loss", title="Loss", unit="nats"),
-    Curve(key="accuracy", title="Accuracy", unit="share of pairs"),
-]
-
-
-def curves(metrics: Sequence[dict[str, Any]]) -> list[Figure]:
-    """The figures that the rows of a metrics.jsonl allow."""
-    drawn = [_curve(curve, metrics) for curve in CURVES]
-    drawn.insert(1, _by_reward(metrics))
-    return [figure for figure in drawn if figure is not None]
-
-
-def _by_reward(metrics: Sequence[dict[str, Any]]) -> Figure | None:
-    """The mean score of each of several rewards: which of them does the policy climb?"""
-    keys = dict.fromkeys(key for row in metrics for key in row if key.startswith("score_"))
-    series = [(key[6:], _points(key, metrics)) for key in keys if key != "score_raw"]
-    found = [(name, points) for name, points in series if len(points) > 1]
-    if not found:
-        return None
-    ends = (f"{name} from {of[0][1]:.3g} to {of[-1][1]:.3g}" for name, of in found)
-    return _lines("Score by reward", "weighted", found, "; ".join(ends))
-
-
-def _curve(curve: Curve, metrics: Sequence[dict[str, Any]]) -> Figure | None:
-    points = _points(curve.key, metrics)
-    held_out = _points(curve.held_out_key, metrics)
-    if len(points) < 2:
-        return None
-    series = [(curve.name, points)] + ([("held out", held_out)] if held_out else [])
-    ends = f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
-    if held_out:
-        ends += f"; held out from {held_out[0][1]:.3g} to {held_out[-1][1]:.3g}"
-    return _lines(curve.title, curve.unit, series, ends)
-
-
-def _lines(
-    title: str, unit: str, series: list[tuple[str, list[tuple[int, float]]]], ends: str
-) -> Figure:
-    """Several series over the steps, and what they say in words."""
-    first, last = series[0][1][0], series[0][1][-1]
-    description = f"{title} ({unit}) over steps {first[0]} to {last[0]}: {ends}"
-    traces = [_line(name, of, i) for i, (name, of) in enumerate(series)]
-    layout = axes(x="step", y=unit, legend=len(series) > 1)
-    steps = sorted({step for _, of in series for step, _ in of})
-    by_step = [dict(of) for _, of in series]
-    return Figure(
-        title=title,
-        description=description,
-        plot={"data": traces, "layout": layout},
-        header=["step", *(name for name, _ in series)],
-        rows=[
-            [str(step), *(f"{of[step]:.4g}" if step in of else "" for of in by_step)]
-            for step in _thin(steps, _MAX_ROWS)
-        ],
-    )
-
-
-def _points(key: str, metrics: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
-    rows = [(row.get("step", i), row.get(key)) for i, row in enumerate(metrics, start=1)]
-    return [
-        (step, float(value))
-        for step, value in rows
-        if isinstance(value, int | float) and math.isfinite(value)
-    ]
-
-
-def _line(name: str, points: list[tuple[int, float]], index: int) -> dict[str, Any]:
-    shown = _thin(points, _MAX_POINTS)
-    return {
-        "type": "scatter",
-        "mode": "lines" if index == 0 else "lines+markers",
-        "name": label(name),
-        "x": [step for step, _ in shown],
-        "y": [value for _, value in shown],
-        "line": {"color": _COLOURS[(1 + index) % len(_COLOURS)], "width": 2},
-    }
+    note: str = ""
+    """What is shown and what is healthy"""
 
 
 def by_category(summary: Summary) -> Figure | None:
@@ -220,8 +123,8 @@ def _dots(name: str, categories: list[str], scores: list[Interval], index: int) 
             "arrayminus": [arm(score.mean - score.low) for score in scores],
         },
         "marker": {
-            "color": _COLOURS[index % len(_COLOURS)],
-            "symbol": _SYMBOLS[index % len(_SYMBOLS)],
+            "color": COLOURS[index % len(COLOURS)],
+            "symbol": SYMBOLS[index % len(SYMBOLS)],
             "size": 9,
         },
     }
@@ -253,7 +156,7 @@ def label(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _thin(items: Sequence[Item], most: int) -> list[Item]:
+def thin(items: Sequence[Item], most: int) -> list[Item]:
     """At most about `most` items at equal distances, the last one included."""
     stride = math.ceil(len(items) / most)
     kept = list(items[::stride])
