@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 from tether.evaluation.blocks import Block, read_blocks
-from tether.evaluation.summary import ALL, Row, Summary
+from tether.evaluation.samples import ALL, Sample
+from tether.evaluation.summary import Row, Summary
 from tether.evaluation.table import number, read_summary
+from tether.evaluation.toxicity import toxicity
+from tether.records import read_jsonl
 from tether.statistics import Interval
 
 Cells = dict[str, list[str]]
@@ -28,8 +31,12 @@ def main(folders: list[Path]) -> None:
         print_columns(head, [scores(summary, category) for summary in summaries])
     blocks = [read_blocks(folder / "evaluation") for folder in folders]
     for i, block in enumerate(blocks[0]):
-        print(f"\n{block.title} (all prompts)\n")
+        print(f"\n{block.title}, {ALL}\n")
         print_columns(head, [measures(run[i], summaries[0]) for run in blocks])
+    for category in summaries[0].apart:
+        print(f"\nToxicity: {summaries[0].scorers[0]}, {category}\n")
+        apart = [toxicity_of(folder / "evaluation", category) for folder in folders]
+        print_columns(head, [measures(block, summaries[0]) for block in apart])
     print()
     for folder in folders:
         print(f"CPU seconds, {folder}: {', '.join(seconds(folder))}")
@@ -86,6 +93,14 @@ def measures(block: Block, summary: Summary) -> Cells:
         ]
         for name in names
     }
+
+
+def toxicity_of(folder: Path, category: str) -> Block:
+    """The block of the first scorer on a category that is reported apart."""
+    summary = read_summary(folder)
+    samples = [Sample.from_dict(row) for _, row in read_jsonl(folder / "samples.jsonl")]
+    chosen = [sample for sample in samples if sample.category == category]
+    return toxicity(chosen, summary.scorers[0], baseline=summary.baseline)
 
 
 def three(interval: Interval) -> str:
