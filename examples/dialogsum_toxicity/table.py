@@ -18,6 +18,8 @@ from tether.evaluation.toxicity import toxicity
 from tether.records import read_jsonl
 from tether.statistics import Interval
 
+JUDGE = "judge toxicity"
+
 Cells = dict[str, list[str]]
 """The cells of one run by the name of the measure."""
 
@@ -34,7 +36,7 @@ def main(folders: list[Path]) -> None:
         print(f"\n{block.title}, {ALL}\n")
         print_columns(head, [measures(run[i], summaries[0]) for run in blocks])
     for category in summaries[0].apart:
-        print(f"\nToxicity: {summaries[0].scorers[0]}, {category}\n")
+        print(f"\nToxicity: {JUDGE}, {category}\n")
         apart = [toxicity_of(folder / "evaluation", category) for folder in folders]
         print_columns(head, [measures(block, summaries[0]) for block in apart])
     print()
@@ -96,11 +98,11 @@ def measures(block: Block, summary: Summary) -> Cells:
 
 
 def toxicity_of(folder: Path, category: str) -> Block:
-    """The block of the first scorer on a category that is reported apart."""
+    """The block of the judge on a category that is reported apart."""
     summary = read_summary(folder)
     samples = [Sample.from_dict(row) for _, row in read_jsonl(folder / "samples.jsonl")]
     chosen = [sample for sample in samples if sample.category == category]
-    return toxicity(chosen, summary.scorers[0], baseline=summary.baseline)
+    return toxicity(chosen, JUDGE, baseline=summary.baseline)
 
 
 def three(interval: Interval) -> str:

@@ -166,6 +166,7 @@ def test_the_interval_of_a_balanced_accuracy():
 
 
 def test_the_recipe_runs_small(places, tmp_path, capsys):
+    write_rows(places / "train.jsonl.gz", [dialogue(i) for i in range(40)])
     train_classifier(tmp_path / "classifier", capsys)
     settings = {
         "prepare.data": tmp_path / "train.jsonl.gz",
@@ -180,8 +181,8 @@ def test_the_recipe_runs_small(places, tmp_path, capsys):
         "ppo.sampling.max_new_tokens": 4,
         "evaluation.sampling.max_new_tokens": 4,
         "evaluation.num_samples": 2,
-        **{f"evaluation.scorers.{i}.path": tmp_path / "classifier" for i in (0, 1, 3)},
-        "evaluation.scorers.2.path": EXAMPLE / "rouge.py:rouge_l",
+        **{f"evaluation.scorers.{i}.path": tmp_path / "classifier" for i in range(4)},
+        "evaluation.scorers.4.path": EXAMPLE / "rouge.py:rouge_l",
     }
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     run(RECIPE, tmp_path / "run", tuple(words))
