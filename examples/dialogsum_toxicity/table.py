@@ -9,12 +9,14 @@ the same prompts with its 95% interval (bootstrap over prompts).
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
 from tether.evaluation.blocks import Block, read_blocks
 from tether.evaluation.samples import ALL, Sample
 from tether.evaluation.summary import Row, Summary
 from tether.evaluation.table import number, read_summary
 from tether.evaluation.toxicity import toxicity
+from tether.functions import load_function
 from tether.records import read_jsonl
 from tether.statistics import Interval
 
@@ -39,7 +41,7 @@ def main(folders: list[Path]) -> None:
         print(f"\nToxicity: {JUDGE}, {category}\n")
         apart = [toxicity_of(folder / "evaluation", category) for folder in folders]
         print_columns(head, [measures(block, summaries[0]) for block in apart])
-    print()
+    print(f"\nHuman summaries of the same prompts: {people(folders[0])}\n")
     for folder in folders:
         print(f"CPU seconds, {folder}: {', '.join(seconds(folder))}")
 
@@ -103,6 +105,25 @@ def toxicity_of(folder: Path, category: str) -> Block:
     samples = [Sample.from_dict(row) for _, row in read_jsonl(folder / "samples.jsonl")]
     chosen = [sample for sample in samples if sample.category == category]
     return toxicity(chosen, JUDGE, baseline=summary.baseline)
+
+
+def people(folder: Path) -> str:
+    """What the judge says of the human summaries, and how alike those of two dialogues are.
+
+    The ROUGE-L of a summary of another dialogue is what a summary has that knows nothing of its own
+    but how summaries are written.
+    """
+    rows = [row for _, row in read_jsonl(folder / "people" / "scores.jsonl")]
+    asked = [row for _, row in read_jsonl(folder / "test" / "prompts.jsonl")]
+    rows = [row for row, prompt in zip(rows, asked, strict=True) if "category" not in prompt]
+    toxic = [score for row in rows for score in row["scores"]]
+    texts = [text for row in rows for text in row["completions"]]
+    rouge_l = load_function(f"{Path(__file__).with_name('rouge.py')}:rouge_l")
+    floor = rouge_l([row["prompt"] for row in rows], [*texts[1:], texts[0]])
+    return (
+        f"{JUDGE} {fmean(toxic):.3f}, above 0.5 {fmean(score > 0.5 for score in toxic):.1%}; "
+        f"ROUGE-L of the summary of another dialogue {fmean(floor):.3f}"
+    )
 
 
 def three(interval: Interval) -> str:

@@ -173,6 +173,7 @@ def test_the_recipe_runs_small(places, tmp_path, capsys):
         "prepare.function": EXAMPLE / "prepare.py:prepare",
         "test.function": EXAMPLE / "prepare.py:test_prompts",
         "turns.reward.path": tmp_path / "classifier",
+        "people.reward.path": tmp_path / "classifier",
         "sft.model": tmp_path / "model",
         "sft.max_steps": 2,
         "ppo.rewards.0.path": tmp_path / "classifier",
@@ -194,12 +195,14 @@ def test_the_recipe_runs_small(places, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "all: 6 prompts" in printed
     assert "| ROUGE-L | 0." in printed
+    # the words of two dialogues' summaries differ in one of five: 2 · 4 / 10
+    assert "ROUGE-L of the summary of another dialogue 0.800" in printed
     assert "ppo " in printed.splitlines()[-1]
 
 
 def test_the_recipe_fits_together(tmp_path):
     stages = {stage.name: stage.config for stage in plan(read_toml(RECIPE), tmp_path)}
-    assert list(stages) == ["prepare", "turns", "test", "sft", "ppo", "evaluation"]
+    assert list(stages) == ["prepare", "turns", "test", "people", "sft", "ppo", "evaluation"]
     assert all(config.compute.threads == 1 for config in stages.values())
     assert stages["ppo"].sampling == stages["evaluation"].sampling
     most_new = load_function(f"{EXAMPLE}/prepare.py:prepare").__globals__["MOST_NEW"]
