@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
-SPELLING := --ignore-words-list=mane,iif,hass,ines,steams,lenght,revison,provid,generat,describ \
+SPELLING := --ignore-words-list=te,rouge,mane,iif,hass,ines,steams,lenght,revison,provid,generat,describ \
 	--skip='.git,.venv,runs,*.egg-info,.*_cache,.hypothesis,*.jsonl*,constraints.txt,LICENSE'
 
 # Tests need no network; each worker computes on one core.

@@ -78,7 +78,7 @@ def test_a_sentence_says_what_the_interval_allows(difference, says):
 
 def test_only_columns_with_figures_exist():
     titles = [column.title for column in columns(made_up.summary())]
-    scores = ["gold", "proxy", "KL", "wins vs sft", "at equal length"]
+    scores = ["gold", "proxy", "KL", "wins vs sft", "LC"]
     texts = ["length", "finished", "distinct-2", "repetition", "perplexity"]
     assert titles == scores + texts
     bare = [
@@ -93,8 +93,7 @@ def test_only_columns_with_figures_exist():
 def test_one_row_a_policy_in_one_table_where_there_is_room():
     lines = printed(made_up.summary(), 140)
     assert " ".join(lines[0].split()) == (
-        "policy gold proxy KL wins vs sft at equal length "
-        "length finished distinct-2 repetition perplexity"
+        "policy gold proxy KL wins vs sft LC length finished distinct-2 repetition perplexity"
     )
     # ppo: gold 1.75 [1.5, 2], proxy 3.5, KL 2, wins .5625, 4 tokens, all finished. Bigrams of
     # "ppo answers i j": "ppo answers" 4 times; "answers 0", "answers 1" twice each; 0 0, 0 1, 1 0,
@@ -117,7 +116,7 @@ def test_a_narrow_console_gets_two_whole_tables():
     assert not any("…" in line for line in lines)
     heads = [line.split()[1:] for line in lines if line.startswith("policy")]
     assert heads == [
-        ["gold", "proxy", "KL", "wins", "vs", "sft", "at", "equal", "length"],
+        ["gold", "proxy", "KL", "wins", "vs", "sft", "LC"],
         ["length", "finished", "distinct-2", "repetition", "perplexity"],
     ]
 

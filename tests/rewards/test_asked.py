@@ -80,8 +80,8 @@ def test_a_judge_is_asked_in_the_words_of_a_constitution(model, tmp_path):
     assert found == pytest.approx(expected)
     usual = load_reward(RewardConfig(path=model, question="is it kind"), CPU)
     assert found != pytest.approx(usual.raw(PROMPTS, COMPLETIONS))
-    path.write_text("[wording]\nstatemnt = 'x'")
-    with pytest.raises(ConfigError, match="statemnt='x' is not a setting; did you mean"):
+    path.write_text("[wording]\nstatements = 'x'")
+    with pytest.raises(ConfigError, match="statements='x' is not a setting; did you mean"):
         load_reward(config, CPU)
 
 

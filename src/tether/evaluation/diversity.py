@@ -117,7 +117,7 @@ def _within(texts: dict[str, Texts], k: int, baseline: str, seed: int) -> list[M
 # --- across prompts -------------------------------------------------------------------------------
 
 
-class OfSet(NamedTuple):
+class OfAll(NamedTuple):
     """A figure of a set: of all prompts, and of all but each."""
 
     value: float
@@ -143,7 +143,7 @@ def _across(texts: dict[str, Texts], k: int, baseline: str, seed: int) -> list[M
     ]
 
 
-def _of_sets(rows: Texts, k: int, seed: int) -> dict[str, OfSet]:
+def _of_sets(rows: Texts, k: int, seed: int) -> dict[str, OfAll]:
     """The figures of `ACROSS`, of one policy."""
     words, pairs, starts = (
         _varieties(rows, k, count)
@@ -160,8 +160,8 @@ def _of_sets(rows: Texts, k: int, seed: int) -> dict[str, OfSet]:
     return dict(zip(ACROSS, found, strict=True))
 
 
-def _of_set(figures: Float[np.ndarray, " all_and_each"]) -> OfSet:
-    return OfSet(float(figures[0]), figures[1:])
+def _of_set(figures: Float[np.ndarray, " all_and_each"]) -> OfAll:
+    return OfAll(float(figures[0]), figures[1:])
 
 
 def _varieties(rows: Texts, k: int, count: Callable[[str], Counter[Any]]) -> Varieties:
@@ -170,22 +170,22 @@ def _varieties(rows: Texts, k: int, count: Callable[[str], Counter[Any]]) -> Var
     return Varieties(*np.array(each, dtype=np.float64).mean(axis=0).T)
 
 
-def _likeness(rows: Texts, k: int, seed: int) -> OfSet:
+def _likeness(rows: Texts, k: int, seed: int) -> OfAll:
     """Mean BLEU of two samples of different prompts; every prompt is in equally many pairs."""
     pairs = ring(len(rows), max(1, PAIRS_ACROSS // len(rows)), seed)
     values = np.array(
         [alike(rows[a][n % k], rows[b][n % k]) for n, (a, b) in enumerate(pairs)],
         dtype=np.float64,
     )
-    return OfSet(float(values.mean()), without_each(values, pairs, len(rows)))
+    return OfAll(float(values.mean()), without_each(values, pairs, len(rows)))
 
 
 def _compared(
     name: str,
     policy: str,
     better: Literal["high", "low"],
-    ours: OfSet,
-    theirs: OfSet,
+    ours: OfAll,
+    theirs: OfAll,
     is_baseline: bool,
 ) -> Measure:
     value, _ = jackknife(*ours)

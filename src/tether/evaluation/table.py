@@ -54,8 +54,8 @@ def columns(summary: Summary) -> list[Column]:
         chosen.append(
             Column(f"wins vs {summary.baseline}", meaning, lambda row: percent(row.win_rate))
         )
-        meaning = "the same, were the answers of both equally long"
-        even = Column("at equal length", meaning, lambda row: percent(row.even_win_rate))
+        meaning = "length-controlled wins: the same, were the answers of both equally long"
+        even = Column("LC", meaning, lambda row: percent(row.even_win_rate))
         chosen += [even] if any(row.even_win_rate for row in rows) else []
     chosen += _TEXT_COLUMNS
     if summary.cpu_seconds:
@@ -224,7 +224,7 @@ def _printed(row: Row, chosen: list[Column], first: str) -> list[Text]:
     cells = [Text(row.policy)]
     for column in chosen:
         cell = column.cell(row)
-        brief = column.title in ("KL", "at equal length") or (
+        brief = column.title in ("KL", "LC") or (
             column.title in row.scores and column.title != first
         )
         cells.append(Text(cell.value if brief else str(cell)))
