@@ -95,6 +95,15 @@ def test_a_run_of_a_recipe_shows_the_stage_at_work_and_those_to_come(tmp_path):
     assert 'data-stage="run/sft"' in browser.get("/run/run/sft").text
 
 
+def test_only_databases_of_the_folder_are_taken_for_projects(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    for name in (".tether-web.key", "a.db", "one/b.db", "one/metrics.jsonl"):
+        (tmp_path / "runs" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    found = main.workshop(tmp_path / "runs").projects
+    assert [path.name for path in found] == ["a.db", "b.db"]
+
+
 def test_projects_are_listed_and_other_databases_left_alone(tmp_path):
     make_store(tmp_path / "kitchen.db").close()
     other = tmp_path / "other.db"

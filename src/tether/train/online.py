@@ -4,6 +4,7 @@ PPO, GRPO, RLOO and REINFORCE++ differ in how they aim (`aim.py`) and in having 
 online DPO and best-of-n choose among a prompt's completions instead (`choose.py`).
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -223,7 +224,8 @@ def _loop(run: Run) -> dict[str, Any]:
                 told = True
             terms = {name: row[name] for name in row if name.startswith("score_")}
             terms.pop("score_raw")
-            progress.advance(reward=row["score"], KL=row["kl"], length=row["length"], **terms)
+            terms |= {} if math.isnan(row["kl"]) else {"KL": row["kl"]}
+            progress.advance(reward=row["score"], length=row["length"], **terms)
             # No checkpoint where the run stops: a run resumed from there would go on.
             if stopped := stop_reason(config, row) or ruling.stopped:
                 console.print(f"stopped after step {step + 1}: {stopped}")
@@ -285,6 +287,8 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
         _check(run, scored, step)
     clock.append(time.perf_counter())
     row = {"step": step + 1, **rollout_metrics(scored), "beta": run.beta.value, **metrics}
+    if run.reference is None:
+        row["kl"] = math.nan  # not measured
     row |= _improve(run, scored, step)
     clock.append(time.perf_counter())
     phases = zip(("generate", "score", "train"), clock, clock[1:], strict=False)

@@ -146,7 +146,8 @@ def serve(
 def workshop(folder: Path, projects: Sequence[str] = (), token: str = "") -> Workshop:
     """What the requests share, before its templates are there."""
     path = folder.resolve()
-    places = [Path(one) for one in projects] or [Path.cwd(), path, *path.glob("*")]
+    runs = (one for one in path.glob("*") if one.is_dir())
+    places = [Path(one) for one in projects] or [Path.cwd(), path, *runs]
     found = [f for place in places for f in ([place] if place.is_file() else place.glob("*.db"))]
     unique = tuple(dict.fromkeys(file.resolve() for file in found))
     return Workshop(runs=path, projects=unique, token=token)
