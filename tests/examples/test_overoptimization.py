@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from tether.config_file import read_toml
+from tether.evaluation.overoptimization import Law
 from tether.functions import load_function
 from tether.pipeline import plan
+from tether.statistics import Interval
 
 ROOT = Path(__file__).parents[2]
 SUBSETS = f"{ROOT}/examples/overoptimization/subsets.py"
@@ -50,3 +52,23 @@ def test_the_recipe_plans(tmp_path):
         assert evaluation.scorers[1].path == ppo.rewards[0].path
         assert evaluation.policies[1].curve
         assert stages["pool"].config.sampling == evaluation.sampling == ppo.sampling
+
+
+def test_cells_of_the_table():
+    table = f"{ROOT}/examples/overoptimization/table.py"
+    accuracy, peak = (load_function(f"{table}:{name}") for name in ("accuracy", "peak"))
+    known = {"held_out_accuracy": {"mean": 0.75, "low": 0.7, "high": 0.8}}
+    assert accuracy(known) == "0.75 [0.70, 0.80]"
+    assert accuracy({"held_out_accuracy": {"mean": 1.0, "low": None, "high": None}}) == "1.00"
+    law = Law(
+        policy="ppo",
+        form="rl",
+        alpha=1.0,
+        beta=0.5,
+        residual=0.1,
+        points=9,
+        farthest=3.0,
+        peak=Interval(2.72, 2.5, 3.0),
+    )
+    assert peak(law) == "2.72 [2.50, 3.00]"
+    assert peak(None) == "none"
