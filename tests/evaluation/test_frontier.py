@@ -138,7 +138,7 @@ def test_log_ratios_are_those_of_plain_transformers(tmp_path):
 
 def test_far_policies_are_measured_with_their_own_samples(tmp_path):
     """Where the pool alone reaches with too few samples, the policy's own ones join it."""
-    config = beside_a_pool(tmp_path, by=0.15, num=12, num_samples=24)
+    config = beside_a_pool(tmp_path, by=0.17, num=12, num_samples=24)
     answers = samples(config)
     _, by_policy = found(config)
     near, rows = by_policy["near"], read_pool(config.pool)[:3]

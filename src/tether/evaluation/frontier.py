@@ -118,6 +118,7 @@ def _check_origin(config: EvaluateConfig, scorers: tuple[str, str]) -> None:
         return
     table = read_toml(path)
     inputs = table.pop("inputs", {})
+    table.pop("process", None)
     if table.pop("kind", "") != "pool":
         return
     made = from_table(PoolConfig, {**table, "out": str(path.parent)}, "")
