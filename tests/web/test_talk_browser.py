@@ -133,7 +133,8 @@ def test_stopping_a_round_and_going_on(runs, watched):
         press(page, "Control+Enter")
         expect(page.locator("#card-a .text")).to_have_text("one")
         page.locator("#choices:disabled").wait_for()
-        press(page, "Escape")
+        with page.expect_response("**/api/stop"):
+            press(page, "Escape")
         for one in actors.values():
             one.may_go_on.set()
         expect(page.locator("#round")).to_be_hidden()
@@ -155,7 +156,8 @@ def test_a_chat_with_stop_regenerate_and_thumbs(runs, watched):
         press(page, "Enter")
         answer = page.locator(".answer .text")
         expect(answer).to_have_text("first")
-        press(page, "Escape")
+        with page.expect_response("**/api/stop"):
+            press(page, "Escape")
         actor.may_go_on.set()
         expect(page.get_by_text("stopped")).to_be_visible()
         expect(answer).to_have_text("first")
