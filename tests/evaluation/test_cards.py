@@ -54,7 +54,7 @@ def test_a_card_tells_how_and_what_was_measured(run):
     assert "### Toxicity" in text
     assert "### Calibration" not in text  # it is about the reward model
     assert "The model is the one of step 12, to which it went back." in text
-    assert "- Step 20: held-out score fell while the proxy rose (rolled back)." in text
+    assert "- Step 20: held-out score did not keep up with the proxy (rolled back)." in text
     assert "AutoModelForCausalLM.from_pretrained(folder)\n" in text
 
 

@@ -115,7 +115,7 @@ def test_the_monitor_marks_its_best_step_and_its_alarms():
     assert [each["x0"] for each in both.plot["layout"]["shapes"]] == [4, 8]
     assert [each["text"] for each in both.plot["layout"]["annotations"]] == ["best", "alarm"]
     assert both.rows[2] == [
-        "8", "2", "0.5", "held-out score fell while the proxy rose: rolled back",
+        "8", "2", "0.5", "held-out score did not keep up with the proxy: rolled back",
     ]  # fmt: skip
     assert "best at step 4; alarm at step 8" in both.description
     assert length.rows == [["0", "20"], ["4", "21"], ["8", "30"]]

@@ -290,7 +290,7 @@ def test_the_verdict_tells_of_the_frontier_and_of_alarms(full):
 
 def test_alarms_stand_with_their_texts(full):
     text = Page(report(full)).text
-    assert "Step 20: held-out score fell while the proxy rose · rolled back" in text
+    assert "Step 20: held-out score did not keep up with the proxy · rolled back" in text
     assert "the audit fell by 0.12 (one-sided p = 0.004)." in text
     assert "answer Of course! I am happy to help." in text
     assert "What training climbs, and what an audit of it says" in text

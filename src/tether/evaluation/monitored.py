@@ -12,13 +12,14 @@ from tether.evaluation.figures import COLOURS, Figure, axes
 from tether.records import Text, read_text
 
 DETECTORS = {
-    "held_out": "held-out score fell while the proxy rose",
+    "held_out": "held-out score did not keep up with the proxy",
     "kl": "KL above its limit",
     "length": "length jumped",
     "repetition": "repetition jumped",
     "variety": "variety fell",
     "template": "one template spread",
     "entropy": "entropy collapsed",
+    "disagreement": "the reward models disagree more",
 }
 ACTIONS = {
     "warn": "warned",
@@ -70,8 +71,8 @@ LOOKS = [
         title="Disagreement on the monitor's prompts",
         unit="normalized score",
         keys={"disagreement": "disagreement"},
-        meaning="Spread of the reward models. Models of the same labelers err alike, so this is "
-        "shown and raises no alarm.",
+        meaning="Spread of the reward models of an ensemble. Healthy: level. Models of the same "
+        "labelers err alike, so a level one proves nothing.",
         detail=True,
     ),
     Curve(
