@@ -30,6 +30,7 @@ BASE = {
     "statistics",
     "rundir",
     "progress",
+    "ranks",
     "functions",
     "glossary",
     "pools",
@@ -55,9 +56,10 @@ MAY_IMPORT = {
     "sandbox": LEARN | {"constitution"},
     "chat": LEARN | {"feedback"},
     "footprint": LEARN | {"train"},
-    "pipeline": PIPELINE,
-    "plan": PIPELINE | {"pipeline", "footprint"},
-    "cli": PIPELINE | {"pipeline", "plan"},
+    "scale": LEARN | {"train"},
+    "pipeline": PIPELINE | {"scale"},
+    "plan": PIPELINE | {"pipeline", "footprint", "scale"},
+    "cli": PIPELINE | {"pipeline", "plan", "scale"},
 }
 NO_TORCH = BASE | {"feedback", "web"}
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors"}

@@ -8,6 +8,57 @@ from tether.validation import not_negative, positive, require, share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """A Ray cluster, for backend = "ray"."""
+
+    address: str = ""
+    """Of a running cluster: "auto", host:port or ray://host:port; "" = one on this machine"""
+    trainers: int = 1
+    """Processes that train, each a Ray worker"""
+    rollouts: int = 1
+    """Workers that sample for an online method, beside the trainers"""
+    trainer_gpus: float = 0.0
+    """GPUs of each trainer"""
+    rollout_gpus: float = 0.0
+    """GPUs of each rollout worker"""
+    worker_cpus: float = 1.0
+    """CPUs of each of them"""
+    max_failures: int = 3
+    """How often training starts again from its last checkpoint after a worker has died"""
+    timeout: float = 60.0
+    """Seconds to wait for the cluster to place all workers"""
+
+    def __post_init__(self) -> None:
+        positive("trainers", self.trainers)
+        positive("timeout", self.timeout)
+        for name in ("rollouts", "trainer_gpus", "rollout_gpus", "worker_cpus", "max_failures"):
+            not_negative(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServersConfig:
+    """vLLM servers that sample for an online method, each in an environment of its own."""
+
+    urls: tuple[str, ...] = ()
+    """Addresses such as http://127.0.0.1:8000; () = sampling by tether itself"""
+    transfer: Literal["file", "nccl"] = "file"
+    """How weights get there: by files in `folder`, or from GPU to GPU"""
+    folder: str = ""
+    """Folder that trainer and servers share, for transfer = "file"; "" = the stage's own"""
+    timeout: float = 600.0
+    """Seconds that a call may take"""
+    retries: int = 3
+    """Calls made anew after a server did not answer; then another server takes over"""
+    tolerance: float = 0.01
+    """Largest mean difference (nats a token) of log-probs that the probe after a sync allows"""
+
+    def __post_init__(self) -> None:
+        positive("timeout", self.timeout)
+        positive("tolerance", self.tolerance)
+        not_negative("retries", self.retries)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
     """Where and how precisely the tensors are computed, and who is told: never what comes out."""
 
@@ -25,6 +76,14 @@ class ComputeConfig:
     """On a GPU: models that are frozen wait in the CPU's memory until they are asked"""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the figures of training as well; each needs its package"""
+    parallel: Literal["fsdp", "ddp"] = "fsdp"
+    """Several processes (torchrun, Ray): shard weights and optimizer, or keep them in each"""
+    backend: Literal["local", "ray"] = "local"
+    """Where training runs: in this process (or torchrun's), or on a Ray cluster"""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster"""
+    servers: ServersConfig = field(default_factory=ServersConfig)
+    """Rollout servers"""
 
     def __post_init__(self) -> None:
         not_negative("threads", self.threads)
@@ -101,8 +160,15 @@ class SamplingConfig:
     """Token ids that end a completion, besides those the model names"""
     batch_size: int = 256
     """Rows decoded together; changes speed and memory, never the completions' distribution"""
+    lag: int = 0
+    """1: online methods sample the next rollout batch while they train on one; 0 = in turns"""
+    max_importance: float = 2.0
+    """With lag = 1: limit of the ratio π_old / sampler that corrects for the older policy"""
 
     def __post_init__(self) -> None:
+        positive("sampling.max_importance", self.max_importance)
+        rule = "must be 0 or 1: what an older policy sampled is refused"
+        require(self.lag in (0, 1), "sampling.lag", self.lag, rule)
         positive("sampling.temperature", self.temperature)
         positive("sampling.max_new_tokens", self.max_new_tokens)
         positive("sampling.batch_size", self.batch_size)

@@ -76,13 +76,14 @@ def generate_tokens(
     *,
     seed: int,
     step: int = 0,
+    rows: list[int] | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[Sampled]:
     """Sample one completion for each prompt (token ids), in the order given.
 
-    Row i is a function of (model, prompt i, seed, step, i). Up to `sampling.batch_size` rows are
-    decoded together; where one has ended, a waiting one takes its place. `on_rows` is told how
-    many have ended.
+    Row i is a function of (model, prompt i, seed, step, rows[i]), where None are 0, 1, …: so a
+    part of a batch can be sampled elsewhere. Up to `sampling.batch_size` rows are decoded together;
+    where one has ended, a waiting one takes its place. `on_rows` is told how many have ended.
 
     Raises:
         ConfigError: A prompt leaves no room for a completion.
@@ -98,14 +99,14 @@ def generate_tokens(
     model, place = language_model.model, language_model.place
     with at_work(model, place), using(model, language_model.adapter):
         decoder = decoder_for(language_model, slots, room)
-        loop = _Loop(language_model, decoder, sampling, seed, step)
+        loop = _Loop(language_model, decoder, sampling, seed, step, rows)
         waiting, free = deque(order), deque(range(slots))
         while waiting or len(loop.row):
             enough = len(free) >= max(REFILL_SHARE * slots, 1) and loop.decoder.refills
             if waiting and (enough or not len(loop.row)):
                 count = min(len(free), len(waiting))
-                rows = [waiting.popleft() for _ in range(count)]
-                ended = loop.admit(rows, [free.popleft() for _ in rows], prompts)
+                new = [waiting.popleft() for _ in range(count)]
+                ended = loop.admit(new, [free.popleft() for _ in new], prompts)
             else:
                 ended = loop.advance()
             free.extend(ended)
@@ -165,8 +166,10 @@ class _Loop:
         sampling: SamplingConfig,
         seed: int,
         step: int,
+        numbers: list[int] | None = None,
     ) -> None:
         self.decoder, self.sampling, self.key = decoder, sampling, (seed, step)
+        self.numbers = numbers  # of the rows in the batch that they are a part of
         self.place = language_model.place
         self.logits = head_for(language_model)
         stops = sorted(language_model.stop_ids | set(sampling.stop_token_ids))
@@ -201,7 +204,8 @@ class _Loop:
         self.row, self.slot = joined(self.row, rows), joined(self.slot, slots)
         self.position = joined(self.position, [len(prompts[row]) - 1 for row in rows])
         self.token, self.count = joined(self.token, [0] * new), joined(self.count, [0] * new)
-        draws = uniforms(*self.key, rows, width).to(device)
+        numbers = [self.numbers[row] for row in rows] if self.numbers else rows
+        draws = uniforms(*self.key, numbers, width).to(device)
         self.draws = torch.cat([self.draws, draws])
         self.tokens, self.logprobs = longer(self.tokens), longer(self.logprobs)
         freed = self._sample(hidden.repeat_interleave(sizes, 0), len(self.row) - new)
