@@ -11,6 +11,7 @@ from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from tether import ranks
 from tether.errors import ConfigError, TetherError
 
 USAGE = """\
@@ -98,9 +99,15 @@ def main() -> None:
     # Threads that wait spinning make two of them ten times slower than one where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        sys.exit(dispatch(arguments))
+        code = dispatch(arguments)
+        if ranks.count() > 1:
+            from tether import parallel
+
+            parallel.leave()
+        sys.exit(code)
     except TetherError as error:
-        print(f"tether: {error}", file=sys.stderr)
+        if ranks.leads():
+            print(f"tether: {error}", file=sys.stderr)
         sys.exit(REFUSED)
     except BrokenPipeError:  # whoever was reading, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -186,7 +193,7 @@ def stage(kind: str) -> Callable[[list[str]], None]:
 
         config = _parse(kind, arguments)
         path = pipeline.run_stage(pipeline.Stage(Path(config.out).name, kind, config))
-        if kind in NEXT_STEP:
+        if kind in NEXT_STEP and ranks.leads():
             print(f"next  {NEXT_STEP[kind].format(out=path)}")
 
     return command

@@ -7,8 +7,8 @@ summed: so one process and many do the same arithmetic, but for the order of the
 With `compute.parallel = "fsdp"` the weights, gradients and moments of a model are sharded as well
 (torch's `fully_shard`): each decoder layer by itself, the rest of the model at its root. A sharded
 forward or backward pass gathers weights from all processes, so all must make as many; where the
-passes do not come out even, some are made again and count 0. Adapters (LoRA) are small and stay
-whole in every process.
+passes do not come out even, some are made again and count 0. Adapters (LoRA) and heads to one
+number are small and stay whole in every process.
 """
 
 import types
@@ -196,9 +196,9 @@ def shard(model: nn.Module, kind: str) -> None:
     join()
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (count(),))
-    adapters = {p for name, p in model.named_parameters() if ".lora_" in name}
+    small = {p for n, p in model.named_parameters() if ".lora_" in n or n.startswith("score.")}
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=adapters)
+        fully_shard(layer, mesh=mesh, ignored_params=small)
 
     def backbone(self: Any, **inputs: Any) -> Tensor:
         return self.base_model(**inputs).last_hidden_state
@@ -206,7 +206,7 @@ def shard(model: nn.Module, kind: str) -> None:
     setattr(model, "backbone", types.MethodType(backbone, model))  # noqa: B010
     # The root's own weights, embeddings and head, stay gathered from a forward pass to its backward
     # pass, since the head is read outside of any forward.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=adapters)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=small)
     register_fsdp_forward_method(model, "backbone")
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -225,6 +225,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList | None:
     return next((each for each in found if len(each) == count), None)
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is a shard of a larger one."""
+    return isinstance(tensor, DTensor)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights of a model are spread over the processes."""
     return isinstance(model, FSDPModule)
@@ -232,6 +237,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def reshard(model: nn.Module) -> None:
     """Let go of gathered weights, so that the next pass gathers what they are then."""
+    if not is_sharded(model):
+        return
     for module in model.modules():
         if isinstance(module, FSDPModule):
             cast(Callable[[], None], module.reshard)()
@@ -244,11 +251,16 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict of a sharded model, on the CPU of the first process; {} in others."""
+    """The whole state dict of a sharded model, on the CPU of the first process; {} in others.
+
+    A tied weight is one tensor under both of its names, as in the model.
+    """
     reshard(model)
     state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        full = whole_tensor(tensor)
-        if leads():
-            state[name] = full.cpu()
-    return state
+    known: dict[int, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:
+            full = whole_tensor(tensor)
+            known[id(tensor)] = full.cpu() if leads() else full.new_empty(0)
+        state[name] = known[id(tensor)]
+    return state if leads() else {}

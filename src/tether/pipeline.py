@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tether import ranks
 from tether.config import STAGES, ScoreConfig, StageConfig
 from tether.config_file import from_table, read_toml, set_dotted, toml_text
 from tether.errors import ConfigError
@@ -60,6 +61,11 @@ DATA_OF = {
 """What "stage:NAME" means where a record file is wanted; else it is the stage's model."""
 
 
+TOGETHER = ("sft", "reward", "dpo", "ipo", "simpo", "orpo", "kto")
+TOGETHER += ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
+"""Stage kinds that several processes run together; any other is the first one's alone."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a recipe, with everything resolved."""
@@ -104,10 +110,12 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
         "overrides": list(overrides),
     }
     for stage in stages:
-        if not (folder / "recipe.toml").exists():
+        if ranks.leads() and not (folder / "recipe.toml").exists():
             write_text(folder / "recipe.toml", toml_text(table))
         kept = stage.result.exists()
         run_stage(stage)
+        if not ranks.leads():
+            continue
         if stage is stages[-1]:  # all were accepted, so this is the recipe; it may have grown
             write_text(folder / "recipe.toml", toml_text(table))
         if not kept or stage is stages[-1]:
@@ -138,17 +146,35 @@ def check_functions(stages: list[Stage]) -> None:
 
 
 def run_stage(stage: Stage) -> Path:
-    """Run one stage, unless it is finished."""
+    """Run one stage, unless it is finished.
+
+    Of several processes all return once it is done.
+    """
     done = stage.result.exists()
     begun = time.perf_counter()
     console.print(f"[bold]{stage.name}[/bold] ({stage.kind}){': finished, kept' if done else ''}")
-    path = runner(stage.kind)(stage.config)
+    path = _run_together(stage)
     if done and stage.kind == "evaluate":
         table = importlib.import_module("tether.evaluation.table")
         table.print_table(table.read_summary(path), results)
         importlib.import_module("tether.evaluation.plane").print_efficiency(path, results)
     if not done:
         console.print(f"  {time.perf_counter() - begun:.0f} s  → {path}")
+    return path
+
+
+def _run_together(stage: Stage) -> Path:
+    """Let the processes that there are run a stage, or the first one alone."""
+    if ranks.count() == 1:
+        return runner(stage.kind)(stage.config)
+    parallel = importlib.import_module("tether.parallel")
+    path = Path(stage.config.out)
+    if stage.kind in TOGETHER:
+        runner(stage.kind)(stage.config)
+    elif ranks.leads():
+        with ranks.alone():
+            runner(stage.kind)(stage.config)
+    parallel.wait()
     return path
 
 

@@ -7,8 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
-console = Console(stderr=True, highlight=False)  # what is going on
-results = Console(highlight=False)  # what came out, on standard output
+from tether.ranks import leads
+
+# Of several processes the first one speaks.
+console = Console(stderr=True, highlight=False, quiet=not leads())  # what is going on
+results = Console(highlight=False, quiet=not leads())  # what came out, on standard output
 SECONDS_BETWEEN_LINES = 15.0
 
 

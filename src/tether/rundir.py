@@ -22,6 +22,7 @@ from typing import Any
 from tether.config import StageConfig
 from tether.config_file import read_toml, to_table, toml_text
 from tether.errors import ConfigError
+from tether.ranks import leads
 from tether.sections import require
 from tether.trackers import Tracker, numbers, open_tracker, require_packages
 
@@ -114,7 +115,8 @@ def _judgments(path: Path) -> str:
 class StageFolder:
     """The folder of one stage, opened to run, resume or skip it.
 
-    Opening only reads. `begin` writes the settings once the inputs have proved usable.
+    Opening only reads. `begin` writes the settings once the inputs have proved usable. Of several
+    processes all may call everything, and the first writes.
     """
 
     def __init__(self, config: StageConfig, kind: str, inputs: list[str]) -> None:
@@ -196,6 +198,8 @@ class StageFolder:
             step: Steps done.
             total: Steps there will be; 0 = it has none, or they are not known yet.
         """
+        if not leads():
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self._fingerprints = {path: fingerprint(path) for path in self._inputs if path}
         process = {"host": platform.node(), "pid": os.getpid(), "time": round(time.time(), 3)}
@@ -214,6 +218,8 @@ class StageFolder:
 
     def log(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
         """Append one row to metrics.jsonl (or another of `ROWS`); NaN and infinity become null."""
+        if not leads():
+            return
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }
@@ -246,18 +252,20 @@ class StageFolder:
         return json.loads((self.path / "metrics.jsonl").read_bytes().splitlines()[-1])
 
     def write_model(self, save: Callable[[Path], None]) -> None:
-        """Let `save(folder)` fill `model/`, whole or not at all."""
-        with written_aside(self.path / "model") as aside:
-            save(aside)
+        """Let `save(folder)` fill `model/`, whole or not at all.
+
+        Of several processes all call `save`, since each holds a part; the first one writes.
+        """
+        _write(self.path / "model", save)
 
     def keep_model(self, step: int, save: Callable[[Path], None]) -> None:
         """Let `save(folder)` fill `models/step-000120/`: the model as it was after that step."""
-        (self.path / "models").mkdir(parents=True, exist_ok=True)
-        with written_aside(self.path / "models" / f"step-{step:06d}") as aside:
-            save(aside)
+        _write(self.path / "models" / f"step-{step:06d}", save)
 
     def finish(self, **facts: Any) -> Path:
         """Write `result.json` and remove the checkpoints: the stage is finished."""
+        if not leads():
+            return self.path
         wall, cpu = self._started
         result: dict[str, Any] = {"kind": self.kind, "name": self.path.name}
         result["seconds"] = round(time.perf_counter() - wall, 2)
@@ -270,6 +278,14 @@ class StageFolder:
         for tracker in self._trackers.values():
             tracker.close()
         return self.path
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    if not leads():
+        return save(path)
+    with written_aside(path) as aside:
+        save(aside)
+    return None
 
 
 def peak_memory() -> int:

@@ -18,7 +18,7 @@ from tether.models.scalar_head import Centering, new_reward_model
 from tether.rewards.load import Reward, load_reward
 from tether.sections import ComputeConfig, GAEConfig, KLConfig
 from tether.train.aim import aim, rollout_metrics, sampled_kl, target_metrics
-from tether.train.collect import collect
+from tether.train.collect import Source, collect
 from tether.train.score import score, score_texts
 
 RAW = GAEConfig(standardize=False)
@@ -29,7 +29,7 @@ WARM = replace(SAMPLING, temperature=0.6)
 
 def collected(policy, sampling=SAMPLING, *, prompts=ASKED, seed=0, step=0):
     ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    return collect(policy, prompts, ids, sampling, seed=seed, step=step)
+    return collect(Source(policy, policy), prompts, ids, sampling, seed=seed, step=step)
 
 
 def scored(roles, rollout, **changes):

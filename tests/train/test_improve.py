@@ -30,7 +30,7 @@ def rolled_out(roles, config, prompts=PROMPTS):
     """A scored rollout with its targets."""
     asked = [row["prompt"] for row in prompts]
     ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in asked]
-    rollout = collect(roles.policy, asked, ids, config.sampling, seed=config.seed, step=0)
+    rollout = collect(roles.source, asked, ids, config.sampling, seed=config.seed, step=0)
     scored, _ = score(
         rollout,
         roles.policy,

@@ -124,7 +124,8 @@ def test_policy_and_value_move_and_nothing_else_does(tmp_path, kind):
     head = roles.value.head.weight.detach().clone()
     run = online.Run(
         *(config, online.StageFolder(config, "ppo", []), roles),
-        *(online._optimizer(config, roles), online._beta(config)),
+        *(online._optimizer(config, roles), online.beta_of(config)),
+        source=roles.source,
         prompts=[row["prompt"] for row in toys.PROMPTS],
         ids=[online.encode_prompt(roles.policy.tokenizer, row["prompt"]) for row in toys.PROMPTS],
         ptx=None,

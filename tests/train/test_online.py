@@ -200,13 +200,13 @@ def test_a_cut_completion_may_be_valued_as_if_it_went_on(tmp_path):
 
 def test_every_prompt_has_its_turn(tmp_path, monkeypatch):
     asked = []
-    collect = online.collect
+    rollout_of = online.rollout_of
 
-    def spied(policy, prompts, *arguments, **settings):
+    def spied(policy, prompts, *arguments):
         asked.append(prompts)
-        return collect(policy, prompts, *arguments, **settings)
+        return rollout_of(policy, prompts, *arguments)
 
-    monkeypatch.setattr(online, "collect", spied)
+    monkeypatch.setattr(online, "rollout_of", spied)
     train_ppo(toys.ppo(tmp_path, toys.save(tmp_path), steps=4, batch_size=4))
     every = sorted(row["prompt"] for row in toys.PROMPTS)
     assert sorted(asked[0] + asked[1]) == sorted(asked[2] + asked[3]) == every

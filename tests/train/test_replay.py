@@ -35,6 +35,7 @@ from tether.sections import (
 )
 from tether.train import loop
 from tether.train.aim import aim, rollout_metrics, target_metrics
+from tether.train.collect import Source
 from tether.train.improve import improve
 from tether.train.roles import Roles
 from tether.train.score import by_buckets, score
@@ -129,7 +130,7 @@ def filled_roles(folder: Path, kind: str, config: PPOConfig, attention: str) -> 
     value = value_model_from_backbone(model, policy.place)
     fill(value.head, 3)
     policy.model.train()
-    return Roles(policy, reference, [], value)
+    return Roles(policy, reference, [], value, Source(policy, policy))
 
 
 def update(roles: Roles, optimizer, config: PPOConfig, step: int, given: list[dict]) -> dict:

@@ -23,6 +23,7 @@ from tether.models.scalar_head import value_model_from_backbone
 from tether.records import write_jsonl
 from tether.rewards.load import Reward
 from tether.sections import ComputeConfig, KLConfig, OptimizerConfig, SamplingConfig
+from tether.train.collect import Source
 from tether.train.roles import Roles
 
 # Rotary and absolute positions, each with a pad token of its own and with pad = eos.
@@ -197,7 +198,8 @@ def roles(folder, kind="llama", pad_is_eos=False, shared=False):
     with torch.no_grad():
         value.head.weight.copy_(torch.linspace(-0.2, 0.3, 32))
     policy.model.train()
-    return Roles(policy, reference, [Reward(RewardConfig(path="toy"), counted)], value)
+    rewards = [Reward(RewardConfig(path="toy"), counted)]
+    return Roles(policy, reference, rewards, value, Source(policy, policy))
 
 
 def moved(roles, by=0.01):

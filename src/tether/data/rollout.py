@@ -14,7 +14,8 @@ class Rollout(NamedTuple):
 
     `mask` is True on completion tokens, the end token included. `logprobs` are those of sampling
     (nats, at the sampling temperature). `finished` is True where the completion ended by itself
-    rather than at the length limit.
+    rather than at the length limit. `version` counts the steps of training of the weights that
+    sampled.
     """
 
     prompts: list[Text]
@@ -23,6 +24,7 @@ class Rollout(NamedTuple):
     mask: Bool[Tensor, "B T"]
     logprobs: Float[Tensor, "B T"]
     finished: Bool[Tensor, " B"]
+    version: int = 0
 
 
 class Scored(NamedTuple):
@@ -32,7 +34,7 @@ class Scored(NamedTuple):
     cannot be trusted. `raw_scores` are in the reward's units, `scores` normalized and clipped,
     with the penalty for a missing end. `values` is None without a value model. `bootstrap` is the
     value after the last token of completions that were cut (0 for those that ended); None = no
-    bootstrap.
+    bootstrap. `importance` is π_old / sampler, truncated, where an older policy sampled.
     """
 
     rollout: Rollout
@@ -42,6 +44,7 @@ class Scored(NamedTuple):
     scores: Float[Tensor, " B"]
     values: Float[Tensor, "B T"] | None
     bootstrap: Float[Tensor, " B"] | None
+    importance: Float[Tensor, "B T"] | None = None
 
 
 class Targets(NamedTuple):

@@ -5,7 +5,7 @@ of the weights behind them: the steps of training these had seen.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ class Drawn(NamedTuple):
     version: int
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A sampler outside the trainer; only the first process of a training talks to it."""
 

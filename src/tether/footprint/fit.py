@@ -140,7 +140,7 @@ def of_reward(
             part = [groups[i] for i in held[: reward.GROUPS_PER_EVALUATION_BATCH]]
             reward.held_out(model, part, config.loss)
         with dry.phase() as training:
-            for _, _, loss in islice(reward.losses(model, batch, config), DEVICE_BATCHES):
+            for (_, _, loss), _ in islice(reward.losses(model, batch, config), DEVICE_BATCHES):
                 loss.backward()
         phases = phases_of(model.model.parameters(), train=training, evaluate=evaluation)
     batches = fit.batches(sum(len(each.rows) for each in batch))

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tether import parallel
 from tether.core import kl, logprobs
 from tether.data.batches import Batch
 from tether.errors import ModelError
@@ -217,12 +218,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> None:
     """Write a Hugging Face directory (safetensors) with the tokenizer and our `tether.json`.
 
-    Of a model with an adapter the adapter alone is written, in peft's format.
+    Of a model with an adapter the adapter alone is written, in peft's format. Of several processes
+    all must call it, and the first one writes.
     """
+    model = language_model.model
+    whole = parallel.whole_state(model) if parallel.is_sharded(model) else None
+    if not parallel.leads():
+        return
     if language_model.adapter:
-        adapters.save(language_model.model, language_model.adapter, folder)
+        adapters.save(model, language_model.adapter, folder)
     else:
-        language_model.model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=whole)
     language_model.tokenizer.save_pretrained(folder)
     text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "tether.json").write_text(text + "\n", encoding="utf-8")
@@ -246,7 +252,8 @@ def hidden_states(
     `adapter` is the one that computes; "" = none.
     """
     batch, where = batch.to(place.device), where.to(place.device)
-    lean = llama.lean(model, adapter) if batch.attention_mask is None else None
+    sharded = parallel.is_sharded(model)
+    lean = llama.lean(model, adapter) if batch.attention_mask is None and not sharded else None
     if lean:
         sequences = llama.Sequences.of(batch, where)
         if int(sequences.offsets.diff().max()) <= lean.window:
@@ -259,13 +266,15 @@ def hidden_states(
     if place.checkpointing:
         model.train(torch.is_grad_enabled())  # transformers checkpoints in this mode only
     with place.autocast(), adapters.using(model, adapter):
-        hidden = model.base_model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).last_hidden_state
-    return hidden[where]
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids,
+            "attention_mask": batch.attention_mask,
+            "use_cache": False,
+        }
+        if sharded:
+            return cast(Any, model).backbone(**inputs)[where]
+        return model.base_model(**inputs).last_hidden_state[where]
 
 
 def predicting(batch: Batch) -> Bool[Tensor, "B S"]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from tether import parallel
 from tether.errors import ConfigError
 from tether.sections import ComputeConfig
 
@@ -42,6 +43,8 @@ def pick_device(compute: ComputeConfig) -> Device:
     name = compute.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and parallel.count() > 1:
+        name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -64,7 +67,10 @@ def rest(model: PreTrainedModel, place: Device) -> None:
 
 @contextlib.contextmanager
 def at_work(model: PreTrainedModel, place: Device) -> Iterator[None]:
-    """Context in which a model that waits in the CPU's memory is on its device."""
+    """Context in which a model that waits in the CPU's memory is on its device.
+
+    What a sharded model gathered for a pass without gradients is let go of at its end.
+    """
     away = model.device.type != place.device.type
     if away:
         model.to(place.device)  # pyright: ignore[reportArgumentType]
@@ -73,3 +79,5 @@ def at_work(model: PreTrainedModel, place: Device) -> Iterator[None]:
     finally:
         if away:
             model.to("cpu")  # pyright: ignore[reportArgumentType]
+        if not torch.is_grad_enabled():
+            parallel.reshard(model)

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tether import parallel
 from tether.data.batches import Batch, Row, device_batches
 from tether.errors import ConfigError, ModelError
 from tether.models import adapters, encoder
@@ -360,12 +361,17 @@ def save_reward_model(reward: RewardModel, folder: Path, facts: dict[str, Any]) 
     """Write a Hugging Face directory; the centring, or that of each head, goes into `tether.json`.
 
     Plain transformers loads an ensemble as a classifier with a label for each head. Of a model
-    with an adapter the adapter and the head are written, in peft's format.
+    with an adapter the adapter and the head are written, in peft's format. Of several processes
+    all must call it, and the first one writes.
     """
+    model = reward.model
+    whole = parallel.whole_state(model) if parallel.is_sharded(model) else None
+    if not parallel.leads():
+        return
     if reward.adapter:
-        adapters.save(reward.model, reward.adapter, folder, score=reward.head)
+        adapters.save(model, reward.adapter, folder, score=reward.head)
     else:
-        reward.model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=whole)
     reward.tokenizer.save_pretrained(folder)
     facts = {**facts, "centering": reward.centering._asdict() if reward.centering else None}
     if reward.heads:

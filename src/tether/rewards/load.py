@@ -6,12 +6,13 @@ A reward gets texts, never token ids, so it may have a tokenizer of its own.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether import parallel
 from tether.config import RewardConfig
 from tether.errors import CheckError, ConfigError
 from tether.functions import is_function, load_function
@@ -27,6 +28,7 @@ from tether.rewards.rulebook import load_rule
 from tether.rewards.served import served_reward
 from tether.sections import ComputeConfig
 
+T = TypeVar("T")
 RewardFunction = Callable[[list[Text], list[str]], list[float]]
 """(prompts, completions) → one finite score for each, higher is better."""
 
@@ -58,14 +60,30 @@ class Reward:
     members: MemberFunction | None = None
 
     def judge(self, prompts: list[Text], completions: list[str]) -> Judged:
-        """Raw and normalized scores, and how much an ensemble disagrees, in one go."""
-        if self.members is None:
-            raw = self.raw(prompts, completions)
+        """Raw and normalized scores, and how much an ensemble disagrees, in one go.
+
+        Of several processes each asks for a part of the completions, and all get every answer.
+        """
+        members = self.members
+        if members is None:
+            raw = self._together(self.raw, prompts, completions)
             return Judged(raw, self.normalize(raw), None)
-        each = self.members(prompts, completions)
+        rows = self._together(lambda p, c: members(p, c).tolist(), prompts, completions)
+        each = torch.tensor(rows, dtype=torch.float64)
         combined = checked(lambda p, c: combine(each, self.config).tolist(), self.config.path)
         raw = combined(prompts, completions)
         return Judged(raw, self.normalize(raw), disagreement(each))
+
+    def _together(
+        self, ask: Callable[[list[Text], list[str]], list[T]], prompts: list[Text], texts: list[str]
+    ) -> list[T]:
+        """What is said of each completion, each process having asked for a part of them."""
+        own = list(parallel.part(list(zip(prompts, texts, strict=True))))
+        count = len(own)
+        if self.model and parallel.is_sharded(self.model.model):  # as many passes in each process
+            own += [(prompts[0], texts[0])] * (-(-len(texts) // parallel.count()) - count)
+        found = ask([prompt for prompt, _ in own], [text for _, text in own])
+        return parallel.together(found[:count])
 
     def normalize(self, scores: list[float]) -> list[float]:
         """Scores centred and scaled as the model's `tether.json` says, then clipped and weighted.

@@ -25,13 +25,21 @@ def aim(scored: Scored, config: PolicyGradientConfig, beta: float) -> Targets:
                                                Â = R − mean of the group's others  RLOO
                                                Â = (R − mean of the batch) / std   REINFORCE++
 
-    With `kl.placement = "loss"` the KL is no part of the reward.
+    With `kl.placement = "loss"` the KL is no part of the reward. What an older policy sampled is
+    weighed by its importance; the clipped loss is linear in Â, so there is nothing else to change.
 
     Args:
         scored: A scored rollout; the completions of a prompt stand together.
         config: The method's settings.
         beta: β in reward units per nat.
     """
+    targets = _targets(scored, config, beta)
+    if scored.importance is None:
+        return targets
+    return targets._replace(advantages=targets.advantages * scored.importance)
+
+
+def _targets(scored: Scored, config: PolicyGradientConfig, beta: float) -> Targets:
     penalties = kl_penalties(scored, config, beta)
     if isinstance(config, PPOConfig):
         return _by_value(scored, penalties, config)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether import parallel
 from tether.config import BestOfNConfig, OnlineDPOConfig
 from tether.core.preference_losses import dpo
 from tether.data.rollout import Scored
@@ -54,8 +55,10 @@ def accumulate_pairs(
     size = max(config.device_batch_size // 2, 1) if config.device_batch_size else len(pairs)
     names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
     sums: dict[str, Tensor] = {name: torch.zeros(()) for name in names}
-    for start in range(0, len(pairs), max(size, 1)):
-        chosen, rejected = map(list, zip(*pairs[start : start + size], strict=True))
+    size = max(parallel.rows_a_pass(len(pairs), size), 1)
+    passes = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    for part, counts in parallel.dealt(passes):
+        chosen, rejected = map(list, zip(*part, strict=True))
         logprobs = sequence_logprobs(
             policy, [rows[i] for i in chosen + rejected], temperature=config.sampling.temperature
         )
@@ -67,9 +70,9 @@ def accumulate_pairs(
             label_smoothing=config.label_smoothing,
             num_pairs=len(pairs),
         )
-        result.loss.backward()
-        loop.add_up(sums, dict(zip(names, result, strict=True)))
-    return sums
+        (counts * result.loss).backward()
+        loop.add_up(sums, {name: counts * each for name, each in zip(names, result, strict=True)})
+    return loop.summed(sums)
 
 
 def improve_on_best(
@@ -93,7 +96,7 @@ def improve_on_best(
         for part in sft.losses(policy, batch, config.device_batch_size):
             part.backward()
             loss = loss + part.detach().cpu()
-        return {"loss": loss}
+        return {"loss": parallel.summed(loss)}
 
     sets, num_prompts = [policy.model.parameters()], len(best)
     metrics = loop.improve_in_minibatches(config, optimizer, sets, num_prompts, backward, step)

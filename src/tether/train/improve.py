@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether import parallel
 from tether.config import PolicyGradientConfig, PPOConfig
 from tether.core import kl, masked, policy_losses
 from tether.data.batches import Batch, Row, device_batches, to_grid
@@ -71,17 +72,18 @@ def accumulate(
     """Accumulate the gradient of one minibatch over its device batches; returns its metrics.
 
     Every part is divided by the tokens of the whole minibatch, so that the gradient does not
-    depend on `device_batch_size`.
+    depend on `device_batch_size`, nor on the number of processes that the passes are dealt to.
     """
     rows = [targets.scored.rollout.rows[i] for i in minibatch]
     num_tokens = int(targets.scored.rollout.mask[minibatch].sum())
     sums: dict[str, Tensor] = {}
-    for chunk, batch in device_batches(rows, config.device_batch_size):
+    rows_a_pass = parallel.rows_a_pass(len(rows), config.device_batch_size)
+    for (chunk, batch), counts in parallel.dealt(device_batches(rows, rows_a_pass)):
         part = [minibatch[i] for i in chunk]
         loss, metrics = device_loss(policy, value, targets, part, batch, num_tokens, config, beta)
-        loss.backward()
-        loop.add_up(sums, metrics)
-    return sums
+        (counts * loss).backward()
+        loop.add_up(sums, {name: counts * metric for name, metric in metrics.items()})
+    return loop.summed(sums)
 
 
 def device_loss(
@@ -234,3 +236,4 @@ def check_first_minibatch(
                 f"the policy differs from its own starting point by {worst:.2g} nats a token "
                 f"before the first update (limit {EXACT}): the reference is not the frozen start"
             )
+    parallel.reshard(policy.model)  # no backward pass has followed

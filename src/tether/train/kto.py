@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tether import parallel
 from tether.config import KTOConfig
 from tether.core import direct_losses
 from tether.data.batches import Row, buckets, split_by_prompt
@@ -59,6 +60,7 @@ def train_kto(config: KTOConfig) -> Path:
     if folder.finished:
         return folder.path
     policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
+    parallel.shard(policy.model, config.compute.parallel)
     thumbs = read_thumbs(config.data)
     rows, examples = tokenize(policy, thumbs, config.max_length, config.data)
     if dropped := len(thumbs) - len(examples):
@@ -187,17 +189,19 @@ class Tuning:
         num = sum(example.weight for example in examples)
         lengths = [len(self.rows[example.row].ids) for example in examples]
         parts: list[Tensor] = []
-        for chosen in buckets(lengths, self.config.device_batch_size):
+        size = parallel.rows_a_pass(len(examples), self.config.device_batch_size)
+        for chosen, counts in parallel.dealt(buckets(lengths, size)):
             part = [examples[i] for i in chosen]
             logprobs, known, desirable = self.score(part)
             weight = torch.tensor([each.weight for each in part], device=logprobs.device)
             found = self.loss(logprobs, known, desirable, kl, weight=weight, num_examples=num)
-            found.loss.backward()
+            (counts * found.loss).backward()
             logprobs = weight * logprobs.detach() / num
             sides = logprobs[desirable].sum(), logprobs[~desirable].sum()
-            parts.append(torch.stack([*found, *sides]).detach())
+            parts.append(counts * torch.stack([*found, *sides]).detach())
         tokens = sum(self.rows[example.row].num_completion for example in examples)
-        return {**figures(torch.stack(parts).sum(0)), "kl": kl, "tokens": tokens}
+        sums = parallel.summed(torch.stack(parts).sum(0))
+        return {**figures(sums), "kl": kl, "tokens": tokens}
 
     @torch.no_grad()
     def kl(self, examples: list[Example]) -> float:
@@ -205,10 +209,13 @@ class Tuning:
         partners = [example.partner for example in examples if example.partner is not None]
         lengths = [len(self.rows[i].ids) for i in partners]
         total = 0.0
-        for chosen in buckets(lengths, self.config.device_batch_size or ROWS_AT_ONCE):
+        size = parallel.rows_a_pass(len(partners), self.config.device_batch_size or ROWS_AT_ONCE)
+        for chosen, counts in parallel.dealt(buckets(lengths, size)):
             places = [partners[i] for i in chosen]
             logprobs = sequence_logprobs(self.policy, [self.rows[i] for i in places])
-            total += float((logprobs.cpu() - self.reference[places]).double().sum())
+            gaps = (logprobs.cpu() - self.reference[places]).double()
+            total += counts * float(gaps.sum())
+        total = parallel.summed_figures({"kl": total})["kl"]
         return max(total / len(partners), 0.0) if partners else 0.0
 
     def score(

@@ -16,7 +16,7 @@ from tether.records import Text
 from tether.rewards.load import Reward
 from tether.statistics import distinct_n, repetition
 from tether.train.alarms import phrases_shared
-from tether.train.collect import collect
+from tether.train.collect import Source, collect
 from tether.train.score import score_texts
 
 ROWS_PER_BATCH = 64  # where device_batch_size is 0
@@ -27,6 +27,7 @@ class Watched:
     """What is looked at, and by whom."""
 
     config: OnlineConfig
+    source: Source
     policy: LanguageModel
     reference: LanguageModel | None
     rewards: list[Reward]
@@ -54,7 +55,7 @@ def look(watched: Watched, step: int) -> Look:
     config, num = watched.config, watched.config.monitor.num_samples
     index = [i for i in range(len(watched.prompts)) for _ in range(num)]
     rollout = collect(
-        watched.policy,
+        watched.source,
         [watched.prompts[i] for i in index],
         [watched.ids[i] for i in index],
         config.sampling,

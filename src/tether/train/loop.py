@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tether import parallel
 from tether.config import FitConfig, OnlineConfig
 from tether.data.batches import step_indices
 from tether.errors import CheckError
@@ -115,6 +116,11 @@ def minibatches(config: OnlineConfig, num_examples: int, step: int, epoch: int) 
     return [part.tolist() for part in np.split(order, config.minibatches)]
 
 
+def summed(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of metrics over the device batches of all processes."""
+    return {name: parallel.summed(metric) for name, metric in sums.items()}
+
+
 def add_up(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
     """Add a device batch's share of each metric to what there is."""
     for name, metric in metrics.items():
@@ -125,15 +131,20 @@ def add_up(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
 def make_optimizer(
     modules: Iterable[tuple[Iterable[nn.Parameter], float]], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """AdamW over groups of (parameters, peak learning rate); weight decay on matrices only."""
+    """AdamW over groups of (parameters, peak learning rate); weight decay on matrices only.
+
+    Shards and whole parameters are in groups of their own, since torch updates a group at once.
+    """
     groups = []
     for parameters, rate in modules:
         trained = [p for p in parameters if p.requires_grad]
-        matrices = [p for p in trained if p.ndim >= 2]
-        vectors = [p for p in trained if p.ndim < 2]
-        for part, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
-            if part:
-                groups.append({"params": part, "lr": rate, "peak": rate, "weight_decay": decay})
+        for sharded in (False, True):
+            alike = [p for p in trained if parallel.is_shard(p) == sharded]
+            matrices = [p for p in alike if p.ndim >= 2]
+            vectors = [p for p in alike if p.ndim < 2]
+            for part, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
+                if part:
+                    groups.append({"params": part, "lr": rate, "peak": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -162,6 +173,8 @@ def optimizer_step(
 ) -> list[float]:
     """Clip each set of parameters to its own gradient norm, step, and clear the gradients.
 
+    Of several processes each brings its part of the gradients, and all take the same step.
+
     Returns:
         The gradient norm of each set before clipping.
 
@@ -169,7 +182,10 @@ def optimizer_step(
         CheckError: A gradient is NaN or infinite; the weights are still those of the last step.
     """
     limit = max_norm or math.inf
-    found = [float(nn.utils.clip_grad_norm_(list(parameters), limit)) for parameters in norms]
+    found = []
+    for parameters in map(list, norms):
+        parallel.sum_gradients(parameters)
+        found.append(parallel.clip(parameters, limit))
     if not all(math.isfinite(norm) for norm in found):
         raise CheckError(
             f"gradient norms {found} are not finite; lower optimizer.learning_rate "

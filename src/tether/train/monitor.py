@@ -57,7 +57,7 @@ def load_monitor(config: OnlineConfig, folder: StageFolder, roles: Roles) -> "Mo
     audits = [load_reward(each, config.compute) for each in settings.audit]
     plots = {each.name: load_reward(each, config.compute) for each in settings.plot}
     check_rules([*roles.rewards, *audits, *plots.values()], prompts)
-    who = (roles.policy, roles.reference, roles.rewards, audits, plots)
+    who = (roles.source, roles.policy, roles.reference, roles.rewards, audits, plots)
     return Monitor(config, folder, Watched(config, *who, prompts, ids))
 
 

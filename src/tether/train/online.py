@@ -23,11 +23,11 @@ from tether.config import (
     ReinforceConfig,
     RLOOConfig,
 )
-from tether.core import kl
 from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
 from tether.data.rollout import Scored
 from tether.engine.decode import check_lengths
+from tether.engine.samplers import Request
 from tether.models.chat import encode_prompt
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
 from tether.models.language_model import LanguageModel, save
@@ -37,8 +37,16 @@ from tether.rewards.load import check_rules
 from tether.rundir import StageFolder
 from tether.train import loop
 from tether.train.aim import aim, rollout_metrics, target_metrics
+from tether.train.beta import Beta, beta_of
 from tether.train.choose import improve_on_best, improve_on_pairs
-from tether.train.collect import collect
+from tether.train.collect import (
+    Source,
+    check_lag,
+    from_state,
+    request_of,
+    rollout_of,
+    to_state,
+)
 from tether.train.improve import check_first_minibatch, improve
 from tether.train.monitor import Monitor, Ruling, forget_models, inputs, load_monitor
 from tether.train.ptx import Ptx, load_ptx
@@ -47,7 +55,6 @@ from tether.train.score import score
 
 SAMPLES_LOGGED = 4  # completions a logged step
 STEPS_BETWEEN_SAMPLES = 5
-FIRST_BETA = 0.05  # what a β of 0 is raised to
 
 
 def train_ppo(config: PPOConfig) -> Path:
@@ -100,25 +107,6 @@ def train_best_of_n(config: BestOfNConfig) -> Path:
 
 
 @dataclass
-class Beta:
-    """The KL coefficient: fixed, or steered towards kl.target."""
-
-    value: float
-    controller: kl.AdaptiveBeta | None
-
-    def update(self, observed_kl: float, num_sequences: int) -> None:
-        """Let the controller move β after an update that was rolled out with the old one."""
-        if self.controller:
-            self.value = self.controller.update(observed_kl, num_sequences)
-
-    def double(self) -> None:
-        """Raise β after an alarm: to twice what it was, from 0 to 0.05."""
-        self.value = 2 * self.value or FIRST_BETA
-        if self.controller:
-            self.controller.beta = self.value
-
-
-@dataclass
 class Run:
     """A run under way."""
 
@@ -127,6 +115,7 @@ class Run:
     roles: Roles
     optimizer: torch.optim.Optimizer
     beta: Beta
+    source: Source
     prompts: list[Text]
     ids: list[list[int]]
     ptx: Ptx | None
@@ -146,11 +135,28 @@ class Run:
         self.beta.value = state["beta"]
         if self.beta.controller:
             self.beta.controller.load_state(state)
+        if ahead := state.get("ahead"):
+            request = self.request(ahead["step"])
+            self.source.restore(request, from_state(ahead))
         return state["step"]
+
+    def asked(self, step: int) -> list[int]:
+        """Which prompts a step samples for, each as often as it gets completions."""
+        config = self.config
+        count = config.batch_size // config.num
+        chosen = step_indices(len(self.prompts), count, config.seed, step)
+        return [i for i in chosen for _ in range(config.num)]
+
+    def request(self, step: int) -> Request:
+        """The rollout batch of a step, to be sampled."""
+        ids = [self.ids[i] for i in self.asked(step)]
+        return request_of(ids, self.config.sampling, seed=self.config.seed, step=step)
 
     def checkpoint(self, step: int) -> None:
         """Write everything that the next step needs."""
-        state = {"beta": self.beta.value}
+        state: dict[str, Any] = {"beta": self.beta.value}
+        if (drawn := self.source.drawn_ahead()) is not None:
+            state["ahead"] = to_state(self.request(step), drawn)
         save_checkpoint(self.folder.checkpoints, step, self.roles.modules, self.optimizer, state)
 
     def write(self, path: Path) -> None:
@@ -175,8 +181,10 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
     optimizer = _optimizer(config, roles)
     monitor = load_monitor(config, folder, roles)
-    run = Run(config, folder, roles, optimizer, _beta(config), prompts, ids, texts, monitor)
+    beta, source = beta_of(config), roles.source
+    run = Run(config, folder, roles, optimizer, beta, source, prompts, ids, texts, monitor)
     facts = _loop(run)
+    source.close()
     facts |= _write_result(run, facts["steps"])
     folder.finish(**facts)
     forget_models(folder)
@@ -209,6 +217,7 @@ def _loop(run: Run) -> dict[str, Any]:
     """All updates; returns the final facts."""
     config, stopped, told = run.config, "", False
     start = run.resume()
+    run.source.version = start
     run.folder.begin(start, config.steps)
     if run.monitor:
         run.monitor.begin(start, run.write)
@@ -217,6 +226,7 @@ def _loop(run: Run) -> dict[str, Any]:
             factor = loop.learning_rate_factor(step, config.steps, config.optimizer)
             loop.set_learning_rates(run.optimizer, factor)
             row = _update(run, step, first=step == start)
+            run.source.version = step + 1
             ruling = _look(run, row)
             run.folder.log(row)
             if row.get("sampler_trusted") == 0.0 and not told:
@@ -260,16 +270,11 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
     """One step; returns its row of metrics. `first` also runs the checks of a new run."""
     config, roles = run.config, run.roles
     clock = [time.perf_counter()]
-    chosen = step_indices(len(run.prompts), config.batch_size // config.num, config.seed, step)
-    asked = [i for i in chosen for _ in range(config.num)]
-    rollout = collect(
-        roles.policy,
-        [run.prompts[i] for i in asked],
-        [run.ids[i] for i in asked],
-        config.sampling,
-        seed=config.seed,
-        step=step,
-    )
+    request, prompts = run.request(step), [run.prompts[i] for i in run.asked(step)]
+    rollout = rollout_of(roles.policy, prompts, request.prompts, run.source.draw(request))
+    check_lag(rollout, step, config.sampling.lag)
+    if config.sampling.lag and step + 1 < config.steps:
+        run.source.draw_ahead(run.request(step + 1))
     clock.append(time.perf_counter())
     scored, metrics = score(
         rollout,
@@ -282,6 +287,7 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
         device_batch_size=config.device_batch_size,
         rescore=first or _needs_old_logprobs(config, roles),
         bootstrap=isinstance(config, PPOConfig) and config.gae.bootstrap,
+        max_importance=config.sampling.max_importance if rollout.version < step else 0.0,
     )
     if first:
         _check(run, scored, step)
@@ -357,17 +363,6 @@ def _optimizer(config: OnlineConfig, roles: Roles) -> torch.optim.Optimizer:
     if isinstance(config, PPOConfig):
         groups.append((roles.value_parameters, config.value.learning_rate))
     return loop.make_optimizer(groups, config.optimizer)
-
-
-def _beta(config: OnlineConfig) -> Beta:
-    if isinstance(config, OnlineDPOConfig):
-        return Beta(config.beta, None)
-    if not isinstance(config, PolicyGradientConfig):
-        return Beta(0.0, None)
-    settings = config.kl
-    if not settings.target:
-        return Beta(settings.beta, None)
-    return Beta(settings.beta, kl.AdaptiveBeta(settings.beta, settings.target, settings.horizon))
 
 
 def _log_samples(folder: StageFolder, scored: Scored, step: int) -> None:

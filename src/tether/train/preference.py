@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether import parallel
 from tether.config import DPOConfig, IPOConfig, ORPOConfig, PreferenceConfig, SimPOConfig
 from tether.core import direct_losses
 from tether.core.preference_losses import PreferenceLoss
@@ -153,6 +154,7 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     if folder.finished:
         return folder.path
     policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
+    parallel.shard(policy.model, config.compute.parallel)
     groups = group(read_comparisons(config.data))
     groups, dropped = tokenize(policy, groups, config.max_length, config.data)
     rows, pairs, prompts = flatten(groups)
@@ -254,12 +256,14 @@ class Tuning:
         """Accumulate the gradient of an optimizer batch; returns what to log of it."""
         totals = self.totals(pairs)
         parts: list[dict[str, float]] = []
-        for part in self.device_batches(pairs):
+        for part, counts in parallel.dealt(self.device_batches(pairs)):
             scored = self.score(part)
             found = self.loss(scored, totals)
-            found.loss.backward()
-            parts.append(figures(scored, found, totals))
+            (counts * found.loss).backward()
+            row = figures(scored, found, totals)
+            parts.append({name: counts * value for name, value in row.items()})
         row = {name: sum(part[name] for part in parts) for name in parts[0]}
+        row = parallel.summed_figures(row)
         self.falls = row.pop("chosen_fall"), row.pop("rejected_fall")
         return row
 
@@ -276,6 +280,7 @@ class Tuning:
         """Pairs of like length, at most `device_batch_size` rows, at least one pair each."""
         lengths = [max(len(self.rows[row].ids) for row in pair[:2]) for pair in pairs]
         num = max(self.device_batch_size // 2, 1) if self.device_batch_size else 0
+        num = parallel.rows_a_pass(len(pairs), num)
         return [[pairs[i] for i in chosen] for chosen in buckets(lengths, num)]
 
     def score(self, pairs: list[Pair]) -> Scored:

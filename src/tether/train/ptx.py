@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tether import parallel
 from tether.config import PolicyGradientConfig
 from tether.data.batches import Row, step_indices
 from tether.data.formats import read_demonstrations
@@ -51,7 +52,7 @@ class Ptx:
         for part in sft.losses(policy, batch, config.device_batch_size):
             (config.policy_loss.ptx.coefficient * part).backward()
             loss += part.detach().cpu()
-        return loss
+        return parallel.summed(loss)
 
 
 def load_ptx(policy: LanguageModel, config: PolicyGradientConfig) -> Ptx | None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tether import parallel
 from tether.config import PreferenceConfig
 from tether.data.batches import Row, buckets, device_batches
 from tether.errors import ConfigError
@@ -67,15 +68,19 @@ def reference_logprobs(
     if reference == "none":
         return torch.zeros(len(rows))
     file, key = folder.path / FILE, _key(reference or config.model, policy, rows)
-    if (held := _held(file, key)) is not None:
+    if (held := parallel.told(_held(file, key))) is not None:
         return held
     model = load_reference(config, reference, policy) if reference else policy
     found = torch.zeros(len(rows))
     lengths = [len(row.ids) for row in rows]
+    size = parallel.rows_a_pass(len(rows), config.device_batch_size or ROWS_AT_ONCE)
     with Steps("reference", len(rows)) as progress:
-        for chosen in buckets(lengths, config.device_batch_size or ROWS_AT_ONCE):
-            found[chosen] = sequence_logprobs(model, [rows[i] for i in chosen]).cpu()
-            progress.advance(len(chosen))
+        for chosen, counts in parallel.dealt(buckets(lengths, size)):
+            found[chosen] += counts * sequence_logprobs(model, [rows[i] for i in chosen]).cpu()
+            progress.advance(min(len(chosen) * parallel.count(), len(rows)))
+    found = parallel.summed(found)
+    if not parallel.leads():
+        return found
     if not (folder.path / "config.toml").exists():
         folder.begin()  # its settings are a folder's first file: without them it is not ours
     _write(file, key, found)
@@ -89,6 +94,7 @@ def load_reference(config: PreferenceConfig, path: str, policy: LanguageModel) -
         ConfigError: It has another vocabulary than the policy.
     """
     reference = load(path, config.compute)
+    parallel.shard(reference.model, config.compute.parallel)
     if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
             f"reference={path!r} has another vocabulary than the policy "

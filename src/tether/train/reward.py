@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether import parallel
 from tether.config import RewardModelConfig
 from tether.data.batches import split_by_prompt
 from tether.data.comparisons import Comparisons, group
@@ -60,6 +61,7 @@ def train_reward(config: RewardModelConfig) -> Path:
     reward = new_reward_model(
         config.model, config.compute, lora=config.lora, heads=config.heads, seed=config.seed
     )
+    parallel.shard(reward.model, config.compute.parallel)
     groups, dropped = tokenize(reward, groups, config)
     if dropped:
         console.print(f"{dropped} {noun} dropped: too long, the same on both sides, or of weight 0")
@@ -161,22 +163,29 @@ def _backward(
     reward: RewardModel, groups: list[Comparisons], config: RewardModelConfig
 ) -> dict[str, float]:
     """Accumulate the gradient of an optimizer batch; returns its loss and accuracy."""
-    total, right, weight = 0.0, 0.0, 0.0
-    for part, scores, loss in losses(reward, groups, config):
-        loss.backward()
-        total += float(loss.detach())
+    sums = {"loss": 0.0, "right": 0.0, "weight": 0.0}
+    for (part, scores, loss), counts in losses(reward, groups, config):
+        (counts * loss).backward()
         found = judgments.agreement(config.loss, scores.detach().mean(1), part)
-        right += found.accuracy * sum(found.weights)
-        weight += sum(found.weights)
-    return {"loss": total, "accuracy": right / weight}
+        weight = counts * sum(found.weights)
+        sums["loss"] += counts * float(loss.detach())
+        sums["right"] += found.accuracy * weight
+        sums["weight"] += weight
+    sums = parallel.summed_figures(sums)
+    return {"loss": sums["loss"], "accuracy": sums["right"] / sums["weight"]}
 
 
 def losses(
     reward: RewardModel, groups: Sequence[Comparisons], config: RewardModelConfig
-) -> Iterator[tuple[list[Comparisons], Float[Tensor, "N H"], Float[Tensor, ""]]]:
-    """Device batches of an optimizer batch: prompts, their scores, and their part of the loss."""
+) -> Iterator[tuple[tuple[list[Comparisons], Float[Tensor, "N H"], Float[Tensor, ""]], float]]:
+    """Device batches of an optimizer batch: prompts, their scores, and their part of the loss.
+
+    Each with what it counts: 1, or 0 where it is made for the sake of other processes only.
+    """
     total = judgments.total_weight(config.loss, groups)
-    for part in chunks(groups, config.device_batch_size):
+    num_rows = sum(len(group_.rows) for group_ in groups)
+    rows_a_pass = parallel.rows_a_pass(num_rows, config.device_batch_size)
+    for part, counts in parallel.dealt(chunks(groups, rows_a_pass)):
         scores = reward.logits([row for group_ in part for row in group_.rows])
         resampled = config.heads > 1
         loss = judgments.loss(
@@ -187,7 +196,7 @@ def losses(
             resampled=resampled,
             centering=config.centering,
         )
-        yield part, scores, loss
+        yield (part, scores, loss), counts
 
 
 def chunks(groups: Sequence[Comparisons], rows: int) -> list[list[Comparisons]]:

@@ -5,10 +5,12 @@ value model, the reference (the base itself, or the adapter that the run starts 
 models that are adapters of the same base. What is another model stays one.
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
 
+from tether import parallel
 from tether.config import OnlineConfig, PolicyGradientConfig, PPOConfig
 from tether.errors import ConfigError
 from tether.models import adapters
@@ -23,16 +25,18 @@ from tether.models.scalar_head import (
 )
 from tether.rewards.load import Reward, load_reward
 from tether.train import loop
+from tether.train.collect import Source
 
 
 @dataclass
 class Roles:
-    """The models of a run; only PPO has a value model."""
+    """The models of a run, and who samples; only PPO has a value model."""
 
     policy: LanguageModel
     reference: LanguageModel | None
     rewards: list[Reward]
     value: ScalarModel | None
+    source: Source
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -71,7 +75,14 @@ def load_roles(config: OnlineConfig) -> Roles:
     loop.check_no_dropout(*trained)
     for model in trained:
         model.train()
-    return Roles(policy, reference, rewards, value)
+    source = Source(policy, policy)
+    if parallel.count() > 1 and config.compute.parallel == "fsdp":
+        source.copy = copy.deepcopy(policy)  # a sharded policy cannot sample; a whole copy does
+    frozen = [reference.model] if reference else []
+    frozen += [reward.model.model for reward in rewards if reward.model]
+    for model in (*trained, *frozen):
+        parallel.shard(model, config.compute.parallel)
+    return Roles(policy, reference, rewards, value, source)
 
 
 def load_reference(config: OnlineConfig, policy: LanguageModel) -> LanguageModel:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether import parallel
 from tether.data.batches import Batch, device_batches, to_grid
 from tether.data.rollout import Rollout, Scored
 from tether.errors import CheckError
@@ -31,6 +32,7 @@ def score(
     device_batch_size: int,
     rescore: bool,
     bootstrap: bool = False,
+    max_importance: float = 0.0,
 ) -> tuple[Scored, dict[str, float]]:
     """Score a rollout: reference log-probs, values, rewards, and π_old.
 
@@ -49,6 +51,8 @@ def score(
         rescore: True computes the policy's log-probs anew and compares; where the sampler's are
             off by more than 0.005 (mean) or 0.05 (max) nats a token, the new ones become π_old.
         bootstrap: True adds the value after the last token of completions that were cut.
+        max_importance: Above 0: an older policy sampled. π_old is then the policy's own, and
+            `importance` its ratio to the sampler's, at most this.
 
     Returns:
         The scored rollout, and metrics: scores by reward, and the gap if it was measured.
@@ -70,8 +74,12 @@ def score(
     with torch.no_grad():
         values = per_token(value.values) if value else None
         after = values_after_cut(rollout, value, device_batch_size) if value and bootstrap else None
-        old_logprobs = rollout.logprobs
-        if rescore:
+        old_logprobs, importance = rollout.logprobs, None
+        if max_importance:
+            old_logprobs = logprobs_of(policy)
+            importance, figures = truncated_importance(rollout, old_logprobs, max_importance)
+            metrics |= figures
+        elif rescore:
             trainer = logprobs_of(policy)
             gap = (trainer - rollout.logprobs)[rollout.mask].abs()
             metrics |= {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
@@ -86,7 +94,33 @@ def score(
             old_logprobs = rollout.logprobs if trusted else trainer
         reference_logprobs = old_logprobs if reference is None else logprobs_of(reference)
     scores = scores - missing_eos_penalty * (~rollout.finished).float()
-    return Scored(rollout, old_logprobs, reference_logprobs, raw, scores, values, after), metrics
+    found = (old_logprobs, reference_logprobs, raw, scores, values, after, importance)
+    return Scored(rollout, *found), metrics
+
+
+def truncated_importance(
+    rollout: Rollout, old_logprobs: Float[Tensor, "B T"], limit: float
+) -> tuple[Float[Tensor, "B T"], dict[str, float]]:
+    """How much likelier each token is to the policy than to the older one that sampled it.
+
+        w = min(π_old / π_sampler, C)
+
+    With it a gradient over what the older policy sampled is, up to the truncation, one over what
+    the present policy would have. Source: Ionides 2008, Truncated importance sampling; for rollouts
+    of another engine, Yao et al. 2025, https://fengyao.notion.site/off-policy-rl.
+
+    Returns:
+        The weights, 0 off the mask, and their mean, their largest before truncation, and the share
+        truncated.
+    """
+    ratio = (old_logprobs - rollout.logprobs).exp().masked_fill(~rollout.mask, 0.0)
+    known = ratio[rollout.mask]
+    figures = {
+        "importance_mean": float(known.mean()),
+        "importance_max": float(known.max()),
+        "importance_truncated": float((known > limit).float().mean()),
+    }
+    return ratio.clamp(max=limit), figures
 
 
 def score_texts(
@@ -111,11 +145,15 @@ def score_texts(
 def by_buckets(
     rollout: Rollout, of: Callable[[Batch], Tensor], device_batch_size: int
 ) -> Float[Tensor, "B T"]:
-    """Per-token numbers of a rollout, computed on rows of similar length; 0 off the mask."""
+    """Per-token numbers of a rollout, computed on rows of similar length; 0 off the mask.
+
+    Of several processes each computes a part of the rows, and all get the whole grid.
+    """
     grid = torch.zeros(rollout.mask.shape)
-    for chunk, batch in device_batches(rollout.rows, device_batch_size):
-        grid[chunk] = to_grid(of(batch).float().cpu(), rollout.mask[chunk])
-    return grid
+    rows_a_pass = parallel.rows_a_pass(len(rollout.rows), device_batch_size)
+    for (chunk, batch), counts in parallel.dealt(device_batches(rollout.rows, rows_a_pass)):
+        grid[chunk] += counts * to_grid(of(batch).float().cpu(), rollout.mask[chunk])
+    return parallel.summed(grid)
 
 
 def values_after_cut(
@@ -123,6 +161,7 @@ def values_after_cut(
 ) -> Float[Tensor, " B"]:
     """Value of the state after the last token, 0 where the completion ended by itself."""
     values = torch.zeros(len(rollout.rows))
-    for chunk, batch in device_batches(rollout.rows, device_batch_size):
-        values[chunk] = value.scores(batch).cpu()
-    return values * (~rollout.finished)
+    rows_a_pass = parallel.rows_a_pass(len(rollout.rows), device_batch_size)
+    for (chunk, batch), counts in parallel.dealt(device_batches(rollout.rows, rows_a_pass)):
+        values[chunk] += counts * value.scores(batch).cpu()
+    return parallel.summed(values) * (~rollout.finished)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether import parallel
 from tether.config import SFTConfig
 from tether.data.batches import Row, device_batches, split_by_prompt
 from tether.data.formats import read_demonstrations
@@ -36,6 +37,7 @@ def train_sft(config: SFTConfig) -> Path:
     language_model = load(
         config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed
     )
+    parallel.shard(language_model.model, config.compute.parallel)
     demonstrations = read_demonstrations(config.data)
     rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
     pairs = [(row, d) for row, d in zip(rows, demonstrations, strict=True) if row]
@@ -125,7 +127,8 @@ def _backward(
     for part in losses(language_model, batch, device_batch_size):
         part.backward()
         loss += part.detach().cpu()
-    return {"loss": float(loss), "tokens": sum(row.num_completion for row, _ in batch)}
+    tokens = sum(row.num_completion for row, _ in batch)
+    return {"loss": float(parallel.summed(loss)), "tokens": tokens}
 
 
 def losses(
@@ -133,14 +136,19 @@ def losses(
 ) -> Iterator[Float[Tensor, ""]]:
     """The loss of an optimizer batch in parts, one a forward pass; their sum is the whole.
 
+    Of several processes each gets a part of the passes; the sum over all of them is the whole.
+
     Each part is divided by the completion tokens of the whole batch, so that its size does not
     depend on how the batch is cut.
     """
     num_tokens = sum(row.num_completion * weight for row, weight in batch)
-    for chunk, tokens in device_batches([row for row, _ in batch], device_batch_size):
+    rows_a_pass = parallel.rows_a_pass(len(batch), device_batch_size)
+    passes = device_batches([row for row, _ in batch], rows_a_pass)
+    for (chunk, tokens), counts in parallel.dealt(passes):
         weights = [batch[i][1] for i in chunk for _ in range(batch[i][0].num_completion)]
         logprobs, _ = completion_logprobs(language_model, tokens)
-        yield -(logprobs * torch.tensor(weights, device=logprobs.device)).sum() / num_tokens
+        loss = -(logprobs * torch.tensor(weights, device=logprobs.device)).sum() / num_tokens
+        yield counts * loss
 
 
 @torch.no_grad()
