@@ -1,6 +1,6 @@
-"""Runs stages of a recipe as one of several processes; started by tests through torchrun.
+"""Runs a recipe as one of several processes; tests start it through torchrun.
 
-torchrun --nproc-per-node 2 tests/parallel/worker.py RECIPE.toml OUT [OUT …] [--override value]
+torchrun --nproc-per-node 2 tests/parallel/worker.py RECIPE.toml OUT=fsdp OUT=ddp …
 """
 
 import sys
@@ -11,10 +11,7 @@ from tether import parallel, pipeline
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    recipe, rest = sys.argv[1], sys.argv[2:]
-    outs = [word for word in rest if "=" not in word]
-    settings = tuple(word for word in rest if "=" in word)
-    for out in outs:
-        kind = "ddp" if out.endswith("ddp") else "fsdp"
-        pipeline.run(recipe, out, (*settings, f"--compute.parallel={kind}"))
+    for word in sys.argv[2:]:
+        out, _, kind = word.partition("=")
+        pipeline.run(sys.argv[1], out, ("--compute.parallel", kind))
     parallel.leave()
