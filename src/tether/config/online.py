@@ -168,6 +168,7 @@ class OnlineDPOConfig(OnlineConfig):
         rule = "must lie between 0 and 0.5: above that the labels say the opposite"
         require(0 <= self.label_smoothing <= 0.5, "label_smoothing", self.label_smoothing, rule)
         self._check_minibatches(self.batch_size // self.num)
+        _require_newest(self)
         rule = 'must name a model or be "" (the policy as it starts): DPO is held to it'
         require(self.reference != "none", "reference", self.reference, rule)
 
@@ -182,10 +183,16 @@ class BestOfNConfig(OnlineConfig):
     def __post_init__(self) -> None:
         OnlineConfig.__post_init__(self)
         _require_group(self.num)
+        _require_newest(self)
         self._check_minibatches(self.batch_size // self.num)
         for name, alarm in self.monitor.alarms.items():
             rule = "doubles β, which best-of-n does not have; warn, stop or roll back"
             require(alarm.action != "raise", f"monitor.{name}.action", alarm.action, rule)
+
+
+def _require_newest(config: OnlineConfig) -> None:
+    rule = "must be 0: this method has no ratio that corrects for samples of an older policy"
+    require(config.sampling.lag == 0, "sampling.lag", config.sampling.lag, rule)
 
 
 def _require_group(num: int) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tether import parallel
 from tether.errors import ConfigError
-from tether.sections import ComputeConfig
+from tether.sections import ComputeConfig, require
 
 
 class Device(NamedTuple):
@@ -43,7 +43,10 @@ def pick_device(compute: ComputeConfig) -> Device:
     name = compute.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and parallel.count() > 1:
+    several = parallel.count() > 1
+    rule = "keeps frozen models on the CPU, where several processes cannot share them"
+    require(not (compute.offload and several), "compute.offload", compute.offload, rule)
+    if name == "cuda" and several:
         name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)
