@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tether import parallel
 from tether.models import adapters
 from tether.models.language_model import LanguageModel
 
 
-def trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What is trained of a model, by the names of its parameters; a tied one comes once."""
-    parallel.reshard(model)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+def trained(policy: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """What is trained of a policy, by the names of its model's parameters; a tied one comes once.
+
+    With an adapter it is that adapter's, whatever else is on the same backbone.
+    """
+    parallel.reshard(policy.model)
+    own = {id(parameter) for parameter in policy.own_parameters}
+    for name, parameter in policy.model.named_parameters():
+        if id(parameter) in own:
             yield name, parallel.whole_tensor(parameter)
 
 
@@ -47,8 +51,8 @@ def plain(policy: LanguageModel) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def copy_trained(source: nn.Module, into: nn.Module) -> None:
-    """Bring the trained parameters of a model into another that is built alike."""
-    targets = dict(into.named_parameters())
+def copy_trained(source: LanguageModel, into: LanguageModel) -> None:
+    """Bring what is trained of a policy into another that is built alike."""
+    targets = dict(into.model.named_parameters())
     for name, tensor in trained(source):
         targets[name].copy_(tensor)

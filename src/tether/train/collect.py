@@ -109,13 +109,13 @@ class Source:
         if self.loaded == self.version:
             return
         if self.sampler:
-            weights = plain(self.policy) if self.sampler.plain else trained(self.policy.model)
+            weights = plain(self.policy) if self.sampler.plain else trained(self.policy)
             if parallel.leads():
                 self.sampler.load(weights, self.version)
             for _ in weights:  # the others only give their shards
                 pass
         elif self.copy is not self.policy:
-            copy_trained(self.policy.model, self.copy.model)
+            copy_trained(self.policy, self.copy)
         self.loaded = self.version
         if self.sampler and self.probe:
             self.probe(self.sampler, self.version)
