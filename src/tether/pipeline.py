@@ -13,7 +13,7 @@ from typing import Any
 from tether import ranks
 from tether.config import STAGES, ScoreConfig, StageConfig
 from tether.config_file import from_table, read_toml, set_dotted, toml_text
-from tether.errors import ConfigError
+from tether.errors import ConfigError, TetherError
 from tether.functions import is_function, load_function
 from tether.progress import console, results
 from tether.rewards.rulebook import bind_rule, load_rule
@@ -171,10 +171,17 @@ def _run_together(stage: Stage) -> Path:
     path = Path(stage.config.out)
     if stage.kind in TOGETHER:
         runner(stage.kind)(stage.config)
-    elif ranks.leads():
-        with ranks.alone():
-            runner(stage.kind)(stage.config)
-    parallel.wait()
+        parallel.wait()
+        return path
+    failed: TetherError | None = None
+    if ranks.leads():
+        try:
+            with ranks.alone():
+                runner(stage.kind)(stage.config)
+        except TetherError as error:
+            failed = error
+    if (failed := parallel.told(failed)) is not None:
+        raise failed
     return path
 
 

@@ -256,11 +256,11 @@ class StageFolder:
 
         Of several processes all call `save`, since each holds a part; the first one writes.
         """
-        _write(self.path / "model", save)
+        write_folder(self.path / "model", save)
 
     def keep_model(self, step: int, save: Callable[[Path], None]) -> None:
         """Let `save(folder)` fill `models/step-000120/`: the model as it was after that step."""
-        _write(self.path / "models" / f"step-{step:06d}", save)
+        write_folder(self.path / "models" / f"step-{step:06d}", save)
 
     def finish(self, **facts: Any) -> Path:
         """Write `result.json` and remove the checkpoints: the stage is finished."""
@@ -280,7 +280,11 @@ class StageFolder:
         return self.path
 
 
-def _write(path: Path, save: Callable[[Path], None]) -> None:
+def write_folder(path: Path, save: Callable[[Path], None]) -> None:
+    """Let `save(folder)` fill a folder, whole or not at all; of several processes the first writes.
+
+    The others call `save` as well, with a path that they are not to touch.
+    """
     if not leads():
         return save(path)
     with written_aside(path) as aside:

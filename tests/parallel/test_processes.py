@@ -42,12 +42,33 @@ LORA = "lora = {rank = 2}\n"
 PPO = "epochs = 2\nkl = {beta = 0.1}\nvalue = {learning_rate = 3e-4}\n" + ONLINE
 TETHERED = 'reference = "FOLDER/reference"\n'  # at no distance a sign would be one of rounding
 DATA = {"sft": "demonstrations", "reward": "rankings", "dpo": "rankings", "kto": "thumbs"}
+EVERYTHING = """
+steps = 3
+batch_size = 10
+device_batch_size = 3
+minibatches = 2
+keep_every = 1
+prompts = "FOLDER/prompts.jsonl"
+reference = "FOLDER/reference"
+rewards = [{path = "FOLDER/rewards.py:kind"}]
+compute = {gradient_checkpointing = true}
+policy_loss = {ptx = {data = "FOLDER/demonstrations.jsonl", coefficient = 0.1}}
+sampling = {max_new_tokens = 8, stop_token_ids = [5, 8, 11, 14, 17], lag = 1}
+optimizer = {learning_rate = 3e-4}
+value = {shared = true}
+
+[stage.monitor]
+prompts = "FOLDER/prompts.jsonl"
+every = 1
+audit = [{path = "FOLDER/rewards.py:short"}]
+"""
 LATER = {
     "ppo": ("ppo", PPO),
     "ppo-lora": ("ppo", PPO + LORA),
     "grpo": ("grpo", "num = 5\nkl = {beta = 0.1, placement = 'loss'}\n" + ONLINE),
     "online-dpo": ("online-dpo", "num = 2\n" + ONLINE),
     "best-of-n": ("best-of-n", "num = 5\n" + ONLINE),
+    "everything": ("ppo", EVERYTHING),
 }
 STAGES = (*DATA, "sft-lora", "reward-lora", *LATER)
 
@@ -130,8 +151,21 @@ def figures(out: Path) -> list[dict[str, float]]:
     ]
 
 
+def test_the_monitor_sees_the_same_and_models_are_kept(runs):
+    def looks(kind):
+        file = runs / kind / "everything" / "monitor.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k not in ("seconds", "kl")} for row in rows]
+
+    assert len(looks("one")) == 4  # before the first step and after each
+    for one, two in zip(looks("one"), looks("fsdp"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5, nan_ok=True)
+    kept = [path.name for path in (runs / "fsdp" / "everything" / "models").iterdir()]
+    assert sorted(kept) == ["step-000001", "step-000002"]
+
+
 def test_only_the_first_process_writes_and_the_rows_are_there_once(runs):
     for stage in STAGES:
         rows = [row["step"] for row in figures(runs / "fsdp" / stage)]
-        assert rows == [1, 2] + [3] * (stage not in LATER)
+        assert rows == [1, 2] + [3] * (stage not in LATER or stage == "everything")
         assert json.loads((runs / "fsdp" / stage / "result.json").read_text())["steps"] == rows[-1]

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.text import Text as Line
 
+from tether import parallel
 from tether.config import OnlineConfig
 from tether.data.formats import read_prompts
 from tether.engine.decode import check_lengths
 from tether.models.chat import encode_prompt
 from tether.progress import console
 from tether.rewards.load import check_rules, load_reward
-from tether.rundir import StageFolder, written_aside
+from tether.rundir import StageFolder, write_folder
 from tether.train import alarms
 from tether.train.look import Look, Watched, look
 from tether.train.roles import Roles
@@ -93,8 +94,9 @@ class Monitor:
         """
         if start == 0:
             forget_models(self.folder)
-            for name in FILES:
+            for name in FILES if parallel.leads() else ():
                 (self.folder.path / name).unlink(missing_ok=True)
+        parallel.wait()
         self.looks, self.events = map(self._rows, FILES[:2])
         samples = self._rows(FILES[2])
         for each in self.looks:
@@ -102,7 +104,7 @@ class Monitor:
             self.proxy.append([row["proxy"] for row in rows])
             self.audit.append([row["audit"] for row in rows] if self.settings.audit else [])
         for path in self._kept():
-            if _step(path) > start:
+            if _step(path) > start and parallel.leads():
                 shutil.rmtree(path)
         if not self.looks:
             self.look(start, save)
@@ -252,11 +254,9 @@ class Monitor:
         kept = alarms.kept_looks(self._audit_means, self.settings.keep)
         steps = {self.looks[number]["step"] for number in kept}
         if step in steps:
-            self._models.mkdir(parents=True, exist_ok=True)
-            with written_aside(self._models / f"step-{step:06d}") as aside:
-                save(aside)
+            write_folder(self._models / f"step-{step:06d}", save)
         for path in self._kept():
-            if _step(path) not in steps:
+            if _step(path) not in steps and parallel.leads():
                 shutil.rmtree(path)
 
     def result(self, last: int) -> int | None:
@@ -271,10 +271,13 @@ class Monitor:
         kept = alarms.kept_looks(self._audit_means, self.settings.keep)
         steps = [self.looks[number]["step"] for number in kept]
         best = next((step for step in steps if step in there or step == last), last)
+        best = parallel.told(best)
         return None if best == last else best
 
     def copy_model(self, step: int, folder: Path) -> None:
         """Copy the model of a look into `folder`."""
+        if not parallel.leads():
+            return
         shutil.copytree(self._models / f"step-{step:06d}", folder, dirs_exist_ok=True)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
@@ -286,6 +289,8 @@ class Monitor:
 
 def forget_models(folder: StageFolder) -> None:
     """Remove the models that were kept for a roll-back, once the stage has its result."""
+    if not parallel.leads():
+        return
     shutil.rmtree(folder.path / "looks", ignore_errors=True)
 
 
