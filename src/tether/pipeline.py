@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tether import ranks
-from tether.config import STAGES, ScoreConfig, StageConfig
+from tether.config import (
+    STAGES,
+    DPOConfig,
+    PolicyGradientConfig,
+    ScoreConfig,
+    SimulateConfig,
+    StageConfig,
+)
 from tether.config_file import from_table, read_toml, set_dotted, toml_text
 from tether.errors import ConfigError, TetherError
 from tether.functions import is_function, load_function
@@ -134,6 +141,12 @@ def check_functions(stages: list[Stage]) -> None:
     for stage in stages:
         config = stage.config
         functions = [getattr(config, name, "") for name in ("scorer", "function")]
+        if isinstance(config, PolicyGradientConfig):
+            functions.append(config.policy_loss.advantage)
+        elif isinstance(config, DPOConfig):
+            functions.append(config.loss)
+        elif isinstance(config, SimulateConfig):
+            functions += [labeler.scorer for labeler in config.labelers]
         rewards = [*getattr(config, "rewards", ())]
         rewards += [config.reward] if isinstance(config, ScoreConfig) else []
         rewards += getattr(config, "scorers", ())

@@ -230,6 +230,8 @@ class PolicyLossConfig:
     """"sequence": one ratio a completion, the geometric mean of its tokens' (GSPO)"""
     entropy_coefficient: float = 0.0
     """c2 in L = L_policy + c1·L_value − c2·H"""
+    advantage: str = ""
+    """Advantages by a function of yours, path/to/file.py:function; "" = the method's own"""
     ptx: PtxConfig = field(default_factory=PtxConfig)
     """Gradients of pretraining or SFT texts mixed in, against the alignment tax"""
 

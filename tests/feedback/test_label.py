@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tether.config import USUAL_LABELERS, SimulateConfig
+from tether.config import USUAL_LABELERS, Labeler, SimulateConfig
 from tether.errors import CheckError, ConfigError, DataError
 from tether.feedback.label import label
 from tether.records import Ranking, from_dict, read_jsonl
@@ -136,3 +136,25 @@ def test_bad_data_writes_nothing(config, tmp_path, text, message):
 def test_a_scorer_that_is_not_there(config):
     with pytest.raises(ConfigError, match="has no function 'gold'"):
         label(config("gold"))
+
+
+def test_a_labeler_can_have_a_score_of_its_own(config, tmp_path):
+    # The completions are numbers: "20", "-10", "10" and "-20", "30". One likes the largest, one the
+    # longest text; ties are equal ranks.
+    (tmp_path / "own.py").write_text(
+        "def longest(prompts, completions):\n    return [len(text) for text in completions]\n"
+    )
+    own = Labeler(name="own", scorer=f"{tmp_path}/own.py:longest")
+    out = label(config(labelers=(Labeler(name="usual"), own)))
+    ranks = {(r.labeler, r.prompt): r.ranks for r in rankings(out / "judgments.jsonl")}
+    assert ranks["usual", "p"] == [1, 3, 2]
+    assert ranks["own", "p"] == [2, 1, 2]
+    assert ranks["own", "q"] == [1, 2]
+    alone = dataclasses.replace(config(labelers=(own,)), scorer="", out=str(tmp_path / "alone"))
+    assert [r.ranks for r in rankings(label(alone) / "judgments.jsonl")] == [[2, 1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("labelers", [(), (Labeler(name="usual"),)])
+def test_somebody_must_know_a_score(config, labelers):
+    with pytest.raises(ConfigError, match="scorer='' must name the known score"):
+        dataclasses.replace(config(labelers=labelers), scorer="")

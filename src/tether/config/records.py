@@ -49,6 +49,8 @@ class Labeler:
 
     name: str
     """Written into its rankings"""
+    scorer: str = ""
+    """A known score of its own, path/to/file.py:function; "" = the stage's"""
     gold_weight: float = 1.0
     """Utility per unit of the known score"""
     noise: float = 0.0
@@ -75,8 +77,9 @@ class SimulateConfig(StageConfig):
 
     data: str
     """Completions: what `tether generate` wrote"""
-    scorer: str
-    """The known score: path/to/file.py:function or package.module:function"""
+    scorer: str = ""
+    """The known score: path/to/file.py:function or package.module:function; "" where every
+    labeler has its own"""
     scale: float = 1.0
     """Factor on the scores before the labelers' noise, which is in units of the sandbox's score"""
     labelers: tuple[Labeler, ...] = USUAL_LABELERS
@@ -84,6 +87,10 @@ class SimulateConfig(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
+        own = [labeler.scorer != "" for labeler in self.labelers]
+        known = self.scorer != "" or (own != [] and all(own))
+        rule = "must name the known score, path/to/file.py:function, unless every labeler has one"
+        require(known, "scorer", self.scorer, rule)
         positive("scale", self.scale)
 
 

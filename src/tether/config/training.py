@@ -69,12 +69,18 @@ class DPOConfig(PreferenceConfig):
     """True: the loss that such wrong labels leave unbiased (robust DPO)"""
     nll: float = 0.0
     """Coefficient of the chosen completion's negative log-prob a token, which holds it up"""
+    loss: str = ""
+    """A loss of yours in place of DPO's: path/to/file.py:function(pairs, beta) → one a pair"""
 
     def __post_init__(self) -> None:
         PreferenceConfig.__post_init__(self)
         positive("beta", self.beta)
         not_negative("nll", self.nll)
         smoothing = self.label_smoothing
+        if self.loss:
+            rule = "is a part of DPO's own loss; leave it out beside a loss of yours"
+            require(not self.robust, "robust", self.robust, rule)
+            require(smoothing == 0, "label_smoothing", smoothing, rule)
         rule = "must be at least 0 and below 0.5 with robust = true"
         if self.robust:
             require(0 <= smoothing < 0.5, "label_smoothing", smoothing, rule)

@@ -22,7 +22,8 @@ def label(config: SimulateConfig) -> Path:
         DataError: There are no completions.
         CheckError: The score is not one finite number for each completion.
     """
-    folder = StageFolder(config, "simulate", [config.data, config.scorer])
+    scorers = sorted({config.scorer, *(labeler.scorer for labeler in config.labelers)} - {""})
+    folder = StageFolder(config, "simulate", [config.data, *scorers])
     if folder.finished:
         return folder.path
     rows = read_jsonl(config.data)
@@ -31,10 +32,12 @@ def label(config: SimulateConfig) -> Path:
         raise DataError(f"{config.data}: holds no completions; write some with `tether generate`")
     prompts = [record.prompt for record in records for _ in record.completions]
     texts = [text for record in records for text in record.completions]
-    golds = known_scores(config.scorer, config.scale, prompts, texts)
-    flat = iter(golds)
-    scores = [list(islice(flat, len(record.completions))) for record in records]
-    judgments = simulate(records, scores, config.labelers, config.seed)
+    scores: dict[str, list[list[float]]] = {}
+    for scorer in scorers:
+        flat = iter(known_scores(scorer, config.scale, prompts, texts))
+        scores[scorer] = [list(islice(flat, len(record.completions))) for record in records]
+    usual = scores.get(config.scorer, next(iter(scores.values())))
+    judgments = simulate(records, usual, config.labelers, config.seed, own=scores)
     agreements = agreement(judgments)
     folder.begin()
     write_jsonl(folder.path / "judgments.jsonl", map(to_dict, judgments))

@@ -2,11 +2,12 @@
 
     utility = gold_weight * gold + length_weight * words + noise * N(0, 1)
 
-A labeler with `random=True` looks at nothing: its utility is the noise alone.
+gold is the score that all know, or the labeler's own where it has a scorer. A labeler with
+`random=True` looks at nothing: its utility is the noise alone.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -41,6 +42,7 @@ def simulate(
     *,
     tie: float = 0.0,
     fail_below: float = -np.inf,
+    own: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> list[Ranking]:
     """Let every labeler rank the completions of every item.
 
@@ -54,6 +56,7 @@ def simulate(
         seed: Of the noise.
         tie: Utilities that differ from the best of their rank by no more than this are a tie.
         fail_below: A completion of lower utility is a fail (rank None).
+        own: The scores of labelers that have a scorer of their own, by its name.
 
     Returns:
         Item by item one ranking a labeler; ranks 1, 2, 2, 4, ... as in sports.
@@ -66,11 +69,12 @@ def simulate(
         raise DataError(f"labelers={names!r} must have different names")
     streams = [np.random.default_rng([seed, index]) for index in range(len(labelers))]
     rankings: list[Ranking] = []
-    for item, golds in zip(completions, scores, strict=True):
-        if len(golds) != len(item.completions):
-            count = len(item.completions)
-            raise DataError(f"scores={list(golds)!r} must hold {count} numbers, one a completion")
+    for index, (item, usual) in enumerate(zip(completions, scores, strict=True)):
         for labeler, stream in zip(labelers, streams, strict=True):
+            golds = own[labeler.scorer][index] if own and labeler.scorer else usual
+            if len(golds) != len(item.completions):
+                rule = f"must hold {len(item.completions)} numbers, one a completion"
+                raise DataError(f"scores={list(golds)!r} {rule}")
             values = utilities(labeler, item.completions, golds, stream)
             rankings.append(
                 Ranking(

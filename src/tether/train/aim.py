@@ -3,6 +3,9 @@
 This is all that PPO, GRPO, RLOO and REINFORCE++ differ in, besides having a value model or not.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,9 +13,16 @@ from torch import Tensor
 from tether.config import GRPOConfig, PolicyGradientConfig, PPOConfig, RLOOConfig
 from tether.core import advantages, kl, masked, policy_losses
 from tether.data.rollout import Scored, Targets
+from tether.train.own import checked
+
+Advantage = Callable[..., Any]
+"""A user's function in place of a method's own: (rewards of each prompt's completions, (N, K)) →
+advantages, (N, K); for PPO (token rewards, values, mask) → (advantages, returns), all (B, T)."""
 
 
-def aim(scored: Scored, config: PolicyGradientConfig, beta: float) -> Targets:
+def aim(
+    scored: Scored, config: PolicyGradientConfig, beta: float, own: Advantage | None = None
+) -> Targets:
     """Advantages of the completion tokens, and the returns that a value model is to learn.
 
     PPO spreads the reward over tokens and weighs it by the value model:
@@ -32,21 +42,29 @@ def aim(scored: Scored, config: PolicyGradientConfig, beta: float) -> Targets:
         scored: A scored rollout; the completions of a prompt stand together.
         config: The method's settings.
         beta: β in reward units per nat.
+        own: In place of the method's own estimate of the advantages.
+
+    Raises:
+        CheckError: `own` does not return finite numbers of the right shape.
     """
-    targets = _targets(scored, config, beta)
+    targets = _targets(scored, config, beta, own)
     if scored.importance is None:
         return targets
     return targets._replace(advantages=targets.advantages * scored.importance)
 
 
-def _targets(scored: Scored, config: PolicyGradientConfig, beta: float) -> Targets:
+def _targets(
+    scored: Scored, config: PolicyGradientConfig, beta: float, own: Advantage | None
+) -> Targets:
     penalties = kl_penalties(scored, config, beta)
     if isinstance(config, PPOConfig):
-        return _by_value(scored, penalties, config)
+        return _by_value(scored, penalties, config, own)
     mask = scored.rollout.mask
     rewards = scored.scores - penalties.sum(1)
     groups = rewards.view(-1, config.num)
-    if isinstance(config, GRPOConfig):
+    if own:
+        estimated = _checked(own(groups), groups, config)
+    elif isinstance(config, GRPOConfig):
         estimated = advantages.group_normalized(groups, divide_by_std=config.divide_by_std)
     elif isinstance(config, RLOOConfig):
         estimated = advantages.leave_one_out(groups)
@@ -56,20 +74,31 @@ def _targets(scored: Scored, config: PolicyGradientConfig, beta: float) -> Targe
     return Targets(scored, *(column.where(mask, 0.0) for column in columns))
 
 
-def _by_value(scored: Scored, penalties: Float[Tensor, "B T"], config: PPOConfig) -> Targets:
+def _by_value(
+    scored: Scored, penalties: Float[Tensor, "B T"], config: PPOConfig, own: Advantage | None
+) -> Targets:
     mask = scored.rollout.mask
     assert scored.values is not None
-    estimated, returns = advantages.gae(
-        advantages.token_rewards(scored.scores, penalties, mask),
-        scored.values,
-        mask,
-        discount=config.gae.discount,
-        trace_decay=config.gae.trace_decay,
-        bootstrap=scored.bootstrap,
-    )
+    rewards = advantages.token_rewards(scored.scores, penalties, mask)
+    if own:
+        found = own(rewards, scored.values, mask)
+        estimated, returns = (_checked(one, rewards, config).where(mask, 0.0) for one in found)
+    else:
+        estimated, returns = advantages.gae(
+            rewards,
+            scored.values,
+            mask,
+            discount=config.gae.discount,
+            trace_decay=config.gae.trace_decay,
+            bootstrap=scored.bootstrap,
+        )
     if config.gae.standardize:
         estimated = masked.standardize(estimated, mask)
     return Targets(scored, estimated, returns)
+
+
+def _checked(found: Any, like: Tensor, config: PolicyGradientConfig) -> Tensor:
+    return checked(found, like, "policy_loss.advantage", config.policy_loss.advantage).detach()
 
 
 def kl_penalties(scored: Scored, config: PolicyGradientConfig, beta: float) -> Float[Tensor, "B T"]:

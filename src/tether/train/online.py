@@ -28,6 +28,7 @@ from tether.data.formats import read_prompts
 from tether.data.rollout import Scored
 from tether.engine.decode import check_lengths
 from tether.engine.samplers import Request
+from tether.functions import load_function
 from tether.models.chat import encode_prompt
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
 from tether.models.language_model import LanguageModel, save
@@ -36,7 +37,7 @@ from tether.records import Text
 from tether.rewards.load import check_rules
 from tether.rundir import StageFolder
 from tether.train import loop
-from tether.train.aim import aim, rollout_metrics, target_metrics
+from tether.train.aim import Advantage, aim, rollout_metrics, target_metrics
 from tether.train.beta import Beta, beta_of
 from tether.train.choose import improve_on_best, improve_on_pairs
 from tether.train.collect import (
@@ -120,6 +121,7 @@ class Run:
     ids: list[list[int]]
     ptx: Ptx | None
     monitor: Monitor | None = None
+    advantage: Advantage | None = None  # the user's own
 
     @property
     def reference(self) -> LanguageModel | None:
@@ -183,6 +185,7 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     monitor = load_monitor(config, folder, roles)
     beta, source = beta_of(config), roles.source
     run = Run(config, folder, roles, optimizer, beta, source, prompts, ids, texts, monitor)
+    run.advantage = _advantage(config)
     facts = _loop(run)
     source.close()
     facts |= _write_result(run, facts["steps"])
@@ -209,7 +212,7 @@ def _other_inputs(config: OnlineConfig) -> list[str]:
     if isinstance(config, PPOConfig):
         paths.append(config.value.init)
     if isinstance(config, PolicyGradientConfig):
-        paths.append(config.policy_loss.ptx.data)
+        paths += [config.policy_loss.ptx.data, config.policy_loss.advantage]
     return paths + inputs(config)
 
 
@@ -315,7 +318,7 @@ def _improve(run: Run, scored: Scored, step: int) -> dict[str, float]:
         return improve_on_best(roles.policy, run.optimizer, scored, config, step=step)
     assert isinstance(config, PolicyGradientConfig)
     beta = run.beta.value
-    targets = aim(scored, config, beta)
+    targets = aim(scored, config, beta, run.advantage)
     metrics = improve(
         roles.policy,
         roles.value,
@@ -327,6 +330,12 @@ def _improve(run: Run, scored: Scored, step: int) -> dict[str, float]:
         ptx=run.ptx,
     )
     return {**target_metrics(targets), **metrics}
+
+
+def _advantage(config: OnlineConfig) -> Advantage | None:
+    """The user's own advantages, where the settings name a function."""
+    path = config.policy_loss.advantage if isinstance(config, PolicyGradientConfig) else ""
+    return load_function(path) if path else None
 
 
 def _needs_old_logprobs(config: OnlineConfig, roles: Roles) -> bool:

@@ -25,12 +25,14 @@ from tether.data.batches import Row, buckets, split_by_prompt
 from tether.data.comparisons import Comparisons, Pair, group
 from tether.data.formats import read_comparisons
 from tether.errors import ConfigError, DataError
+from tether.functions import load_function
 from tether.models.chat import encode
 from tether.models.language_model import LanguageModel, load, save
 from tether.progress import console
 from tether.rundir import StageFolder
 from tether.statistics import cluster_mean
 from tether.train import loop
+from tether.train.own import own_loss
 from tether.train.reference import ROWS_AT_ONCE, reference_logprobs, sequence_logprobs
 
 FALLEN = 0.1  # nats a token: a fall of the log-probs below the reference's that is told of
@@ -62,6 +64,13 @@ class Scored(NamedTuple):
         tokens = self.chosen_tokens, self.rejected_tokens
         return self.reference_chosen / tokens[0], self.reference_rejected / tokens[1]
 
+    @property
+    def swapped(self) -> "Scored":
+        """The same pairs with the labels turned round."""
+        chosen, rejected, held, held_too, tokens, tokens_too, probability, weight = self
+        swapped = rejected, chosen, held_too, held, tokens_too, tokens
+        return Scored(*swapped, 1 - probability, weight)
+
 
 class Totals(NamedTuple):
     """What losses of a whole optimizer batch are divided by: sums of weights, weighted tokens."""
@@ -78,18 +87,22 @@ def train_dpo(config: DPOConfig) -> Path:
 
         L = −Σ w log σ(β (log-ratio of chosen − log-ratio of rejected)) / Σ w  + nll · L_SFT
 
-    where L_SFT is the negative log-prob of the better completions, per token of the batch.
+    where L_SFT is the negative log-prob of the better completions, per token of the batch. With
+    `loss` a function of the user's says what each pair costs, in place of −log σ(…).
 
     Returns:
         The stage's folder; the model is in its `model/`.
     """
+    own = load_function(config.loss) if config.loss else None
 
     def loss(s: Scored, totals: Totals) -> PreferenceLoss:
         logprobs = s.chosen, s.rejected, s.reference_chosen, s.reference_rejected
         labels = {"weight": s.weight, "num_pairs": totals.pairs}
         smoothing = config.label_smoothing
         settings = {"beta": config.beta, "label_smoothing": smoothing, **labels}
-        if config.robust:
+        if own:
+            found = own_loss(own, s, totals.pairs, config.beta, config.loss)
+        elif config.robust:
             found = direct_losses.robust_dpo(*logprobs, **settings)
         else:
             found = direct_losses.dpo(*logprobs, **settings, probability=s.probability)
@@ -150,6 +163,7 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     reference = getattr(config, "reference", "none")
     tethered = reference != "none"
     inputs = [config.model, config.data, reference if tethered else ""]
+    inputs.append(getattr(config, "loss", ""))
     folder = StageFolder(config, kind, inputs)
     if folder.finished:
         return folder.path
