@@ -12,13 +12,15 @@ SPELLING := --ignore-words-list=te,rouge,mane,iif,hass,ines,steams,lenght,reviso
 test check: export HF_HUB_OFFLINE = 1
 test check: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format names dist clean
 
 help:
 	@echo "make demo     the whole loop on the built-in example; ends with a report"
 	@echo "make test     every test"
 	@echo "make check    format, lint, types, spelling and every test"
 	@echo "make format   format the code and mend what lint can mend"
+	@echo "make names    write tests/public_names.txt anew, after a change of the public surface"
+	@echo "make dist     a wheel and a source archive in dist/, and THIRD_PARTY_LICENSES.md anew"
 	@echo "make clean    remove .venv and caches; results in runs/ stay"
 	@echo "PYTHON=python3.13 names the Python (3.11 or newer), WORKERS=4 the test processes."
 
@@ -38,6 +40,14 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+names: $(INSTALLED)
+	$(BIN)/python -m tests.public_names > .names && mv .names tests/public_names.txt
+
+dist: $(INSTALLED)
+	$(BIN)/python tools/third_party_licenses.py > .licenses && mv .licenses THIRD_PARTY_LICENSES.md
+	rm -rf dist
+	$(BIN)/python -m build
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

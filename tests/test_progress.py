@@ -1,4 +1,6 @@
+import sys
 from io import StringIO
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -68,3 +70,55 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "2/2" in text
     assert "reward 0.75" in text
     assert "done" not in text
+
+
+# --- in a notebook --------------------------------------------------------------------------------
+
+
+class Cell:
+    """What a notebook shows under a cell: outputs, each of which can be changed later."""
+
+    def __init__(self, monkeypatch):
+        self.outputs = []
+        self.now = 100.0
+        console = Console(file=StringIO(), force_jupyter=True, width=120)
+        monkeypatch.setattr(progress, "console", console)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        for name in ("IPython", "IPython.display"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules["IPython.display"].display = self.display
+
+    def display(self, data, *, raw, display_id):
+        assert raw
+        assert display_id
+        self.outputs.append([data["text/plain"]])
+        return Output(self.outputs[-1])
+
+
+class Output:
+    def __init__(self, lines):
+        self.lines = lines
+
+    def update(self, data, *, raw):
+        assert raw
+        self.lines.append(data["text/plain"])
+
+
+def test_a_notebook_gets_one_line_that_changes_in_place(monkeypatch):
+    # 0.6 s a step, so that each is shown; a faster one is not
+    cell = Cell(monkeypatch)
+    with Steps("sft", total=4) as steps:
+        for seconds in (0.6, 0.6, 0.1, 0.6):
+            cell.now += seconds
+            steps.advance(loss=2.0)
+    with Steps("dpo", total=1):
+        pass
+    assert cell.outputs == [
+        [
+            "sft 1/4  1 s, 2 s left  loss 2",
+            "sft 2/4  1 s, 1 s left  loss 2",
+            "sft 4/4  2 s, 0 s left  loss 2",
+            "sft 4/4  2 s, 0 s left  done",
+        ],
+        ["dpo 0/1  0 s, 0 s left  done"],
+    ]

@@ -1,88 +1,83 @@
 """The whole RLHF loop: SFT, rankings, reward model, PPO with a KL tether, honest evaluation.
 
-The public names are loaded when they are first used, so that `import tether` costs nothing.
+The public names: stages (functions of their settings that return their folder), records and their
+readers, losses and estimators on tensors, and models that answer and score. They are loaded when
+they are first used, so that `import tether` costs nothing; `__init__.pyi` tells type checkers.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tether.constitution.compare import judge
-    from tether.constitution.revise import revise
-    from tether.engine.generate import generate
-    from tether.evaluation.compare import evaluate
-    from tether.evaluation.reward_model import evaluate_reward
-    from tether.models.merge import merge
-    from tether.pipeline import run
-    from tether.rewards.score import score
-    from tether.train.kto import train_kto
-    from tether.train.online import (
-        train_best_of_n,
-        train_grpo,
-        train_online_dpo,
-        train_ppo,
-        train_reinforce,
-        train_rloo,
-    )
-    from tether.train.preference import train_dpo, train_ipo, train_orpo, train_simpo
-    from tether.train.reward import train_reward
-    from tether.train.sft import train_sft
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "evaluate",
-    "evaluate_reward",
-    "generate",
-    "judge",
-    "merge",
-    "revise",
-    "run",
-    "score",
-    "train_best_of_n",
-    "train_dpo",
-    "train_grpo",
-    "train_ipo",
-    "train_kto",
-    "train_online_dpo",
-    "train_orpo",
-    "train_ppo",
-    "train_reinforce",
-    "train_reward",
-    "train_rloo",
-    "train_sft",
-    "train_simpo",
-]
-
-_HOME = {
-    "evaluate": "tether.evaluation.compare",
-    "evaluate_reward": "tether.evaluation.reward_model",
-    "generate": "tether.engine.generate",
-    "judge": "tether.constitution.compare",
-    "merge": "tether.models.merge",
-    "revise": "tether.constitution.revise",
-    "run": "tether.pipeline",
-    "score": "tether.rewards.score",
-    "train_best_of_n": "tether.train.online",
-    "train_dpo": "tether.train.preference",
-    "train_grpo": "tether.train.online",
-    "train_ipo": "tether.train.preference",
-    "train_kto": "tether.train.kto",
-    "train_online_dpo": "tether.train.online",
-    "train_orpo": "tether.train.preference",
-    "train_ppo": "tether.train.online",
-    "train_reinforce": "tether.train.online",
-    "train_reward": "tether.train.reward",
-    "train_rloo": "tether.train.online",
-    "train_sft": "tether.train.sft",
-    "train_simpo": "tether.train.preference",
+_NAMES = {
+    "tether.config": (
+        "AlarmConfig BestOfNConfig BlocksConfig CollectConfig DPOConfig EvaluateConfig GRPOConfig "
+        "GenerateConfig IPOConfig JudgeConfig KTOConfig Labeler MergeConfig MonitorConfig "
+        "ORPOConfig OnlineDPOConfig PPOConfig PolicyConfig PoolConfig PrepareConfig ProbeConfig "
+        "RLOOConfig ReinforceConfig ReviseConfig RewardConfig RewardEvaluationConfig "
+        "RewardModelConfig SFTConfig SandboxConfig ScoreConfig ScorerConfig SimPOConfig "
+        "SimulateConfig reward_named scorer_named"
+    ),
+    "tether.constitution.compare": "judge",
+    "tether.constitution.revise": "revise",
+    "tether.core.advantages": (
+        "batch_baseline gae group_normalized leave_one_out rewards_to_go token_rewards"
+    ),
+    "tether.core.direct_losses": "dpo ipo kto orpo robust_dpo simpo",
+    "tether.core.kl": "AdaptiveBeta",
+    "tether.core.policy_losses": "clipped_policy_loss explained_variance value_loss",
+    "tether.core.score_losses": "bradley_terry centering_penalty plackett_luce",
+    "tether.data.formats": (
+        "read_comparisons read_completions read_demonstrations read_prompts read_thumbs"
+    ),
+    "tether.data.prepare": "prepare",
+    "tether.engine.generate": "complete generate",
+    "tether.errors": "CheckError ConfigError DataError ModelError ServerError TetherError",
+    "tether.evaluation.compare": "evaluate",
+    "tether.evaluation.pool": "make_pool",
+    "tether.evaluation.report": "write_comparison write_report",
+    "tether.evaluation.reward_model": "evaluate_reward",
+    "tether.feedback.collect": "collect",
+    "tether.models.language_model": "LanguageModel load",
+    "tether.models.merge": "merge",
+    "tether.pipeline": "run",
+    "tether.records": (
+        "Completions Demonstration PreferencePair Prompt Ranking Thumb read_jsonl write_jsonl "
+        "write_records"
+    ),
+    "tether.result": "Result",
+    "tether.rewards.load": "load_reward",
+    "tether.rewards.score": "score",
+    "tether.sandbox.stage": "make_sandbox",
+    "tether.sections": (
+        "ComputeConfig GAEConfig KLConfig LoraConfig OptimizerConfig PolicyLossConfig PtxConfig "
+        "SamplingConfig StopConfig ValueConfig"
+    ),
+    "tether.train.kto": "train_kto",
+    "tether.train.online": (
+        "train_best_of_n train_grpo train_online_dpo train_ppo train_reinforce train_rloo"
+    ),
+    "tether.train.preference": "train_dpo train_ipo train_orpo train_simpo",
+    "tether.train.reward": "train_reward",
+    "tether.train.sft": "train_sft",
 }
+_RENAMED = {
+    "binary_loss": ("tether.core.score_losses", "binary"),
+    "estimate_kl": ("tether.core.kl", "estimate"),
+    "exact_kl": ("tether.core.kl", "exact"),
+    "simulate": ("tether.feedback.label", "label"),
+}
+_HOME = {name: (home, name) for home, names in _NAMES.items() for name in names.split()} | _RENAMED
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tether' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    home, its_name = _HOME[name]
+    return getattr(import_module(home), its_name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from tether import ranks
+from tether import __version__, ranks
 from tether.errors import ConfigError, TetherError
 
 USAGE = """\
@@ -123,9 +123,7 @@ def dispatch(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"tether {version('tether')}")
+        print(f"tether {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name in GROUPS and rest and not rest[0].startswith("-"):

@@ -1,7 +1,11 @@
-"""Progress on the terminal: stage, step, figures, time left. Plain lines where there is none."""
+"""Progress on the terminal: stage, step, figures, time left.
+
+Where there is no terminal it is plain lines, and in a notebook one line that changes in place.
+"""
 
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,17 +17,21 @@ from tether.ranks import leads
 console = Console(stderr=True, highlight=False, quiet=not leads())  # what is going on
 results = Console(highlight=False, quiet=not leads())  # what came out, on standard output
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_CHANGES = 0.5  # of the line in a notebook
 
 
 class Steps:
     """A progress bar over the steps of one stage.
 
-    On a terminal it is drawn live; in a log it becomes a line every 15 seconds.
+    On a terminal it is drawn live; in a log it becomes a line every 15 seconds; in a notebook a
+    line under the cell, without ipywidgets, which rich's own bar would need.
     """
 
     def __init__(self, stage: str, total: int, start: int = 0) -> None:
         self._stage, self._total, self._step = stage, total, start
         self._begun, self._spoken, self._start = time.monotonic(), time.monotonic(), start
+        self._cell: Any = None  # where a notebook shows the line
+        self._pause = SECONDS_BETWEEN_CHANGES if console.is_jupyter else SECONDS_BETWEEN_LINES
         self._bar = Progress(
             TextColumn("[bold]{task.description:<10}"),
             BarColumn(bar_width=24),
@@ -56,7 +64,7 @@ class Steps:
         self._step += steps
         text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
         self._bar.update(self._task, completed=self._step, figures=text)
-        if not console.is_terminal and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
+        if not console.is_terminal and time.monotonic() - self._spoken > self._pause:
             self._say(text)
 
     def _say(self, text: str) -> None:
@@ -64,6 +72,18 @@ class Steps:
         spent = self._spoken - self._begun
         done = max(self._step - self._start, 1)
         left = spent / done * (self._total - self._step)
-        console.print(
-            f"{self._stage} {self._step}/{self._total}  {spent:.0f} s, {left:.0f} s left  {text}"
-        )
+        line = f"{self._stage} {self._step}/{self._total}  {spent:.0f} s, {left:.0f} s left  {text}"
+        if console.is_jupyter:
+            self._show(line)
+        else:
+            console.print(line)
+
+    def _show(self, line: str) -> None:
+        """Put a line where this bar's last one stood in the notebook."""
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+        shown = {"text/plain": line}
+        if self._cell is None:
+            self._cell = display(shown, raw=True, display_id=True)
+        else:
+            self._cell.update(shown, raw=True)

@@ -322,6 +322,14 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def write_records(
+    path: str | Path,
+    records: Iterable[Prompt | Demonstration | PreferencePair | Ranking | Thumb | Completions],
+) -> None:
+    """Write records as a JSON Lines file, in the way of `write_jsonl`."""
+    write_jsonl(path, map(to_dict, records))
+
+
 def _open_to_read(path: Path) -> BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 

@@ -1,6 +1,6 @@
 """The `generate` stage: completions of prompts, written as records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from tether.models import adapters
 from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, load, load_tokenizer
 from tether.progress import Steps
-from tether.records import Completions, Prompt, to_dict, write_jsonl
+from tether.records import Completions, Prompt, Text, to_dict, write_jsonl
 from tether.rundir import StageFolder
+from tether.sections import SamplingConfig
+
+USUAL = SamplingConfig()
 
 
 def generate(config: GenerateConfig) -> Path:
@@ -53,6 +56,34 @@ def generate(config: GenerateConfig) -> Path:
     write_jsonl(folder.path / "completions.jsonl", map(to_dict, records))
     count = len(models) * len(rows)
     return folder.finish(prompts=len(prompts), completions=count, tokens=tokens)
+
+
+def complete(
+    language_model: LanguageModel,
+    prompts: Sequence[Text],
+    *,
+    num: int = 1,
+    sampling: SamplingConfig = USUAL,
+    seed: int = 0,
+) -> list[Completions]:
+    """Sample `num` completions of each prompt, the same as `generate` writes into its file.
+
+    Args:
+        language_model: What `load` returned.
+        prompts: Texts, or lists of chat messages.
+        num: Completions a prompt.
+        sampling: Temperature, and where a completion ends.
+        seed: Completion k of prompt i is a function of (model, prompt, seed, i · num + k).
+
+    Raises:
+        ConfigError: A prompt leaves no room for a completion.
+    """
+    ids = [encode_prompt(language_model.tokenizer, prompt) for prompt in prompts]
+    rows = [each for each in ids for _ in range(num)]
+    sampled = generate_tokens(language_model, rows, sampling, seed=seed, step=GENERATION)
+    records = [Prompt(prompt=prompt) for prompt in prompts]
+    name = language_model.model.name_or_path or ""
+    return completions(language_model, records, rows, sampled, name)
 
 
 def with_adapters(

@@ -40,6 +40,7 @@ transformers_logging.disable_progress_bar()
 
 LOGITS_AT_ONCE = 1 << 25  # numbers; 128 MiB in float32
 FULL = LoraConfig()  # no adapter
+USUAL = ComputeConfig()  # the best device there is
 
 
 @dataclass
@@ -91,7 +92,7 @@ class LanguageModel:
 
 def load(
     path: str,
-    compute: ComputeConfig,
+    compute: ComputeConfig = USUAL,
     *,
     trainable: bool = False,
     lora: LoraConfig = FULL,

@@ -17,7 +17,7 @@ from tether.config import RewardConfig
 from tether.errors import CheckError, ConfigError
 from tether.functions import is_function, load_function
 from tether.models import adapters
-from tether.models.language_model import LanguageModel
+from tether.models.language_model import USUAL, LanguageModel
 from tether.models.scalar_head import RewardModel, load_reward_model, reward_on
 from tether.records import Text
 from tether.rewards.asked import load_judge_reward
@@ -103,7 +103,9 @@ class Reward:
 
 
 def load_reward(
-    config: RewardConfig, compute: ComputeConfig, backbone: LanguageModel | None = None
+    config: RewardConfig,
+    compute: ComputeConfig = USUAL,
+    backbone: LanguageModel | None = None,
 ) -> Reward:
     """A reward model, or an ensemble; with `label` a classifier; or a function; or a rule.
 

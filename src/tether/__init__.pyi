@@ -1,0 +1,127 @@
+# What `tether.NAME` is, for type checkers; `__init__.py` loads it when it is used.
+
+from tether.config import AlarmConfig as AlarmConfig
+from tether.config import BestOfNConfig as BestOfNConfig
+from tether.config import BlocksConfig as BlocksConfig
+from tether.config import CollectConfig as CollectConfig
+from tether.config import DPOConfig as DPOConfig
+from tether.config import EvaluateConfig as EvaluateConfig
+from tether.config import GenerateConfig as GenerateConfig
+from tether.config import GRPOConfig as GRPOConfig
+from tether.config import IPOConfig as IPOConfig
+from tether.config import JudgeConfig as JudgeConfig
+from tether.config import KTOConfig as KTOConfig
+from tether.config import Labeler as Labeler
+from tether.config import MergeConfig as MergeConfig
+from tether.config import MonitorConfig as MonitorConfig
+from tether.config import OnlineDPOConfig as OnlineDPOConfig
+from tether.config import ORPOConfig as ORPOConfig
+from tether.config import PolicyConfig as PolicyConfig
+from tether.config import PoolConfig as PoolConfig
+from tether.config import PPOConfig as PPOConfig
+from tether.config import PrepareConfig as PrepareConfig
+from tether.config import ProbeConfig as ProbeConfig
+from tether.config import ReinforceConfig as ReinforceConfig
+from tether.config import ReviseConfig as ReviseConfig
+from tether.config import RewardConfig as RewardConfig
+from tether.config import RewardEvaluationConfig as RewardEvaluationConfig
+from tether.config import RewardModelConfig as RewardModelConfig
+from tether.config import RLOOConfig as RLOOConfig
+from tether.config import SandboxConfig as SandboxConfig
+from tether.config import ScoreConfig as ScoreConfig
+from tether.config import ScorerConfig as ScorerConfig
+from tether.config import SFTConfig as SFTConfig
+from tether.config import SimPOConfig as SimPOConfig
+from tether.config import SimulateConfig as SimulateConfig
+from tether.config import reward_named as reward_named
+from tether.config import scorer_named as scorer_named
+from tether.constitution.compare import judge as judge
+from tether.constitution.revise import revise as revise
+from tether.core import kl, score_losses
+from tether.core.advantages import batch_baseline as batch_baseline
+from tether.core.advantages import gae as gae
+from tether.core.advantages import group_normalized as group_normalized
+from tether.core.advantages import leave_one_out as leave_one_out
+from tether.core.advantages import rewards_to_go as rewards_to_go
+from tether.core.advantages import token_rewards as token_rewards
+from tether.core.direct_losses import dpo as dpo
+from tether.core.direct_losses import ipo as ipo
+from tether.core.direct_losses import kto as kto
+from tether.core.direct_losses import orpo as orpo
+from tether.core.direct_losses import robust_dpo as robust_dpo
+from tether.core.direct_losses import simpo as simpo
+from tether.core.kl import AdaptiveBeta as AdaptiveBeta
+from tether.core.policy_losses import clipped_policy_loss as clipped_policy_loss
+from tether.core.policy_losses import explained_variance as explained_variance
+from tether.core.policy_losses import value_loss as value_loss
+from tether.core.score_losses import bradley_terry as bradley_terry
+from tether.core.score_losses import centering_penalty as centering_penalty
+from tether.core.score_losses import plackett_luce as plackett_luce
+from tether.data.formats import read_comparisons as read_comparisons
+from tether.data.formats import read_completions as read_completions
+from tether.data.formats import read_demonstrations as read_demonstrations
+from tether.data.formats import read_prompts as read_prompts
+from tether.data.formats import read_thumbs as read_thumbs
+from tether.data.prepare import prepare as prepare
+from tether.engine.generate import complete as complete
+from tether.engine.generate import generate as generate
+from tether.errors import CheckError as CheckError
+from tether.errors import ConfigError as ConfigError
+from tether.errors import DataError as DataError
+from tether.errors import ModelError as ModelError
+from tether.errors import ServerError as ServerError
+from tether.errors import TetherError as TetherError
+from tether.evaluation.compare import evaluate as evaluate
+from tether.evaluation.pool import make_pool as make_pool
+from tether.evaluation.report import write_comparison as write_comparison
+from tether.evaluation.report import write_report as write_report
+from tether.evaluation.reward_model import evaluate_reward as evaluate_reward
+from tether.feedback import label
+from tether.feedback.collect import collect as collect
+from tether.models.language_model import LanguageModel as LanguageModel
+from tether.models.language_model import load as load
+from tether.models.merge import merge as merge
+from tether.pipeline import run as run
+from tether.records import Completions as Completions
+from tether.records import Demonstration as Demonstration
+from tether.records import PreferencePair as PreferencePair
+from tether.records import Prompt as Prompt
+from tether.records import Ranking as Ranking
+from tether.records import Thumb as Thumb
+from tether.records import read_jsonl as read_jsonl
+from tether.records import write_jsonl as write_jsonl
+from tether.records import write_records as write_records
+from tether.result import Result as Result
+from tether.rewards.load import load_reward as load_reward
+from tether.rewards.score import score as score
+from tether.sandbox.stage import make_sandbox as make_sandbox
+from tether.sections import ComputeConfig as ComputeConfig
+from tether.sections import GAEConfig as GAEConfig
+from tether.sections import KLConfig as KLConfig
+from tether.sections import LoraConfig as LoraConfig
+from tether.sections import OptimizerConfig as OptimizerConfig
+from tether.sections import PolicyLossConfig as PolicyLossConfig
+from tether.sections import PtxConfig as PtxConfig
+from tether.sections import SamplingConfig as SamplingConfig
+from tether.sections import StopConfig as StopConfig
+from tether.sections import ValueConfig as ValueConfig
+from tether.train.kto import train_kto as train_kto
+from tether.train.online import train_best_of_n as train_best_of_n
+from tether.train.online import train_grpo as train_grpo
+from tether.train.online import train_online_dpo as train_online_dpo
+from tether.train.online import train_ppo as train_ppo
+from tether.train.online import train_reinforce as train_reinforce
+from tether.train.online import train_rloo as train_rloo
+from tether.train.preference import train_dpo as train_dpo
+from tether.train.preference import train_ipo as train_ipo
+from tether.train.preference import train_orpo as train_orpo
+from tether.train.preference import train_simpo as train_simpo
+from tether.train.reward import train_reward as train_reward
+from tether.train.sft import train_sft as train_sft
+
+binary_loss = score_losses.binary
+estimate_kl = kl.estimate
+exact_kl = kl.exact
+simulate = label.label
+
+__version__: str
