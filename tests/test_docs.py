@@ -16,7 +16,11 @@ from tether.config_file import read_toml
 from tether.pipeline import plan
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    ROOT / "examples" / "changing_one_thing" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 REQUIRED = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "docs" / "design.md"]
 
 FENCE = re.compile(r"^```(\w*)[ ]?([^\n]*)\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -82,3 +83,10 @@ def test_what_a_users_module_lacks_is_not_hidden(tmp_path, monkeypatch):
         load_function("lacks_something:score")
     assert not isinstance(error.value, TetherError)
     sys.modules.pop("lacks_something", None)
+
+
+def test_a_function_of_the_script_or_notebook_that_runs():
+    code = "def score(p, c): return [7.0]\nfrom tether.functions import load_function\n"
+    code += "print(load_function('__main__:score')([], []))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[7.0]\n"

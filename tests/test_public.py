@@ -1,5 +1,6 @@
 """The public surface: what `import tether` offers, its signatures, and `python -m tether`."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,9 @@ def test_records_that_were_written_are_read_again(tmp_path):
     assert tether.read_comparisons(tmp_path / "rankings.jsonl.gz", whole=True) == rankings
     rows = [row for _, row in read_jsonl(tmp_path / "rankings.jsonl.gz")]
     assert rows[1] == {"prompt": "q", "completions": ["d", "e"], "ranks": [1.0, 1.0]}
+
+
+def test_the_docs_list_every_public_name():
+    text = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`(\w+)`", text.split("## All names")[1].split("pinned by a test")[0])
+    assert sorted(listed) == sorted(tether.__all__)

@@ -13,13 +13,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-HEAD = """\
-# Third-party licences
-
-tether is licensed under Apache-2.0 ([LICENSE](LICENSE)) and contains no code of others. It needs the packages below to run; pip installs them, and each stays under its own licence. HTML reports hold a copy of plotly.js (MIT), which plotly brings. On Linux, PyPI's build of torch also brings NVIDIA's CUDA libraries, under NVIDIA's licences, and triton (MIT); PyTorch's CPU build does not.
-
-`make dist` writes this page anew, from what the installed packages say of themselves.
-"""
+HEAD = (
+    "# Third-party licences\n\n"
+    "tether is licensed under Apache-2.0 ([LICENSE](LICENSE)) and contains no code of others. It "
+    "needs the packages below to run; pip installs them, and each stays under its own licence. "
+    "HTML reports hold a copy of plotly.js (MIT), which plotly brings. On Linux, PyPI's build of "
+    "torch also brings NVIDIA's CUDA libraries, under NVIDIA's licences, and triton (MIT); "
+    "PyTorch's CPU build does not.\n\n"
+    "`make dist` writes this page anew, from what the installed packages say of themselves."
+)
 USUAL_NAMES = {
     "apache": "Apache-2.0",
     "apache 2.0 license": "Apache-2.0",
@@ -35,12 +37,13 @@ def main() -> None:
     """Print the page."""
     direct = {canonicalize_name(name) for name in dependencies()}
     rest = closure(direct) - direct
-    print(HEAD, end="")
+    print(HEAD)
     for title, names in (("What tether imports", direct), ("What those need", rest)):
         print(f"\n## {title}\n\n| package | licence |\n|---|---|")
         for name in sorted(names):
             metadata = distribution(name).metadata
-            print(f"| [{metadata['Name']}](https://pypi.org/project/{name}/) | {licence(metadata)} |")
+            link = f"[{metadata['Name']}](https://pypi.org/project/{name}/)"
+            print(f"| {link} | {licence(metadata)} |")
 
 
 def dependencies() -> list[str]:
