@@ -88,7 +88,7 @@ class Result:
     def _facts(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for name, value in self.facts.items():
-            if name not in UNTOLD:
+            if name not in UNTOLD and value != "":
                 table.add_row(Text(name.replace("_", " ")), Text(_shown(value)))
         return table
 
