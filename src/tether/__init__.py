@@ -51,8 +51,8 @@ _NAMES = {
     "tether.rewards.score": "score",
     "tether.sandbox.stage": "make_sandbox",
     "tether.sections": (
-        "ComputeConfig GAEConfig KLConfig LoraConfig OptimizerConfig PolicyLossConfig PtxConfig "
-        "SamplingConfig StopConfig ValueConfig"
+        "ClusterConfig ComputeConfig GAEConfig KLConfig LoraConfig OptimizerConfig "
+        "PolicyLossConfig PtxConfig SamplingConfig ServersConfig StopConfig ValueConfig"
     ),
     "tether.train.kto": "train_kto",
     "tether.train.online": (

@@ -95,6 +95,7 @@ from tether.result import Result as Result
 from tether.rewards.load import load_reward as load_reward
 from tether.rewards.score import score as score
 from tether.sandbox.stage import make_sandbox as make_sandbox
+from tether.sections import ClusterConfig as ClusterConfig
 from tether.sections import ComputeConfig as ComputeConfig
 from tether.sections import GAEConfig as GAEConfig
 from tether.sections import KLConfig as KLConfig
@@ -103,6 +104,7 @@ from tether.sections import OptimizerConfig as OptimizerConfig
 from tether.sections import PolicyLossConfig as PolicyLossConfig
 from tether.sections import PtxConfig as PtxConfig
 from tether.sections import SamplingConfig as SamplingConfig
+from tether.sections import ServersConfig as ServersConfig
 from tether.sections import StopConfig as StopConfig
 from tether.sections import ValueConfig as ValueConfig
 from tether.train.kto import train_kto as train_kto
