@@ -41,10 +41,10 @@ def test_python_m_tether_is_the_command_line(arguments):
 
 
 def test_a_mistake_there_ends_as_on_the_command_line():
-    command = [sys.executable, "-m", "tether", "trian"]
+    command = [sys.executable, "-m", "tether", "tune"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr == "tether: 'trian' is not a command; `tether --help` lists them\n"
+    assert done.stderr == "tether: 'tune' is not a command; `tether --help` lists them\n"
 
 
 # --- models and records in memory -----------------------------------------------------------------
