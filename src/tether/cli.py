@@ -23,6 +23,8 @@ Start here
                                          stages in order; run it again to resume or skip
   tether plan RECIPE.toml [--out DIR] [--stage.setting value …]
                                          memory and batches of its stages, before anything runs
+  tether plan --size 8B --gpus 8 [--method ppo] [--lora.rank 16] …
+                                         any model on any GPUs, on paper: memory and time
 
 One stage at a time (each explains its settings with --help)
   tether sft       --model DIR --data FILE --out DIR       supervised fine-tuning
@@ -158,13 +160,29 @@ def run(arguments: list[str]) -> None:
 
 
 def plan(arguments: list[str]) -> None:
-    """What a recipe of the user's would hold in memory."""
-    if not arguments or arguments[0].startswith("-") or _asks_help(arguments):
-        raise ConfigError("plan needs a recipe: tether plan RECIPE.toml [--stage.setting value …]")
+    """What a recipe of the user's would hold in memory; or a size on paper, where none is named."""
+    if arguments and arguments[0].startswith("-"):
+        return _size(arguments)
+    if not arguments or _asks_help(arguments):
+        raise ConfigError(
+            "plan needs a recipe: tether plan RECIPE.toml [--stage.setting value …]; or a size: "
+            "tether plan --size 8B --gpus 8 (--help explains)"
+        )
     from tether.plan import plan
 
     rest = arguments[1:]
     plan(arguments[0], _option(rest, "--out", ""), tuple(rest))
+    return None
+
+
+def _size(arguments: list[str]) -> None:
+    import tyro
+
+    from tether.footprint.paper import SizingConfig
+    from tether.footprint.sizing import size
+
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    size(tyro.cli(SizingConfig, args=arguments, prog="tether plan", config=flags))
 
 
 def _run(recipe: Path, out: str, overrides: list[str], command: str) -> None:

@@ -60,8 +60,8 @@ class Shares:
 class SizingConfig:
     """A training step on paper: what it holds on each GPU and how long it takes at the least.
 
-    Nothing is loaded and no GPU is needed. The recipe's own stages are planned, to the batch, by
-    `tether plan RECIPE.toml`. What does not fit is told with what would help, and exit code 2.
+    Nothing is loaded and no GPU is needed. `tether plan RECIPE.toml` plans the stages of a recipe,
+    to the batch, instead. What does not fit is told with what would help, and exit code 2.
     """
 
     size: str
@@ -69,7 +69,7 @@ class SizingConfig:
     gpus: int = 8
     """All GPUs, those of rollout servers among them"""
     method: Literal["sft", "reward", "dpo", "ppo", "grpo"] = "ppo"
-    """What is trained: see the subcommand of that name"""
+    """How it is trained; grpo stands for the methods without a value model, dpo for its family"""
     card: Literal["H100", "H200", "A100-80", "RTX4090"] = "H100"
     """What GPUs they are"""
     servers: int = 0

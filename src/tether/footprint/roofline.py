@@ -69,13 +69,17 @@ def generate(job: Job, shares: Shares) -> Time:
 
 
 def sync(job: Job, shares: Shares) -> Time:
-    """The trained weights for the sampler: gathered in float32, sent on to servers in bfloat16."""
-    size = job.shape.parameters
-    seconds = ring(job, FLOAT32 * size, shares) if job.sharded else 0.0
-    if job.config.servers:
-        near = job.config.gpus <= job.config.gpus_per_machine
-        rate = job.card.link if near else job.card.network
-        seconds += BFLOAT16 * size / (rate * shares.links)
+    """The trained weights for the sampler, float32: gathered, and sent on to servers by one GPU.
+
+    An adapter is whole in every process, so that a copy beside it needs no gathering; servers get
+    plain weights, with the adapter folded in.
+    """
+    config, size = job.config, FLOAT32 * job.shape.parameters
+    gathered = job.sharded and (config.servers or not config.lora.rank)
+    seconds = ring(job, size, shares) if gathered else 0.0
+    if config.servers:
+        near = config.gpus <= config.gpus_per_machine
+        seconds += size / ((job.card.link if near else job.card.network) * shares.links)
     return Time("sync", seconds, "links")
 
 
