@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "scale": LEARN | {"train"},
     "pipeline": PIPELINE | {"scale"},
     "plan": PIPELINE | {"pipeline", "footprint", "scale"},
-    "cli": PIPELINE | {"pipeline", "plan", "scale"},
+    "cli": PIPELINE | {"pipeline", "plan", "footprint", "scale"},
 }
 NO_TORCH = BASE | {"feedback", "web"}
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors"}

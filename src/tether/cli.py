@@ -162,7 +162,9 @@ def run(arguments: list[str]) -> None:
 def plan(arguments: list[str]) -> None:
     """What a recipe of the user's would hold in memory; or a size on paper, where none is named."""
     if arguments and arguments[0].startswith("-"):
-        return _size(arguments)
+        from tether.footprint.sizing import command
+
+        return command(arguments)
     if not arguments or _asks_help(arguments):
         raise ConfigError(
             "plan needs a recipe: tether plan RECIPE.toml [--stage.setting value …]; or a size: "
@@ -173,16 +175,6 @@ def plan(arguments: list[str]) -> None:
     rest = arguments[1:]
     plan(arguments[0], _option(rest, "--out", ""), tuple(rest))
     return None
-
-
-def _size(arguments: list[str]) -> None:
-    import tyro
-
-    from tether.footprint.paper import SizingConfig
-    from tether.footprint.sizing import size
-
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    size(tyro.cli(SizingConfig, args=arguments, prog="tether plan", config=flags))
 
 
 def _run(recipe: Path, out: str, overrides: list[str], command: str) -> None:

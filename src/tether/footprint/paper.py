@@ -241,9 +241,9 @@ def peak(job: Job) -> int:
 def resident(job: Job) -> Counter[str]:
     """Bytes held in every phase on each of N training GPUs.
 
-        weights 4 (trained / N + adapters)      optimizer 8 (trained / N + adapters)
-        frozen  4 (frozen / N + adapters of frozen roles)
-        sampling copy 4 P, whole, where N > 1 and no servers sample
+    weights 4 (trained / N + adapters)      optimizer 8 (trained / N + adapters)
+    frozen  4 (frozen / N + adapters of frozen roles)
+    sampling copy 4 P, whole, where N > 1 and no servers sample
     """
     roles, num = held(job), job.trainers
     own = roles.trained // num + roles.adapters
@@ -302,16 +302,16 @@ def scoring(job: Job) -> Counter[str]:
 def training(job: Job) -> Counter[str]:
     """Bytes of forward and backward pass over one device batch; in PPO of both models at once.
 
-        gradients        4 (trained / N + adapters), which the first device batch leaves there
-        gathered         where sharded: roots and two layers, float32; of what is trained, their
-                         gradients beside them
-        bfloat16 copies  2 bytes for each parameter of a layer: autograd keeps what it multiplied
-                         by. With checkpointing one layer's. For the head two copies, 4 V D, and where
-                         it is trained the sum of its gradient and a chunk's in both precisions,
-                         10 V D
-        activations      `kept_by_layer` times layers; with checkpointing what goes between layers,
-                         and one layer's
-        logits           4 bytes in the chunk's logits, 2 in their gradient
+    gradients        4 (trained / N + adapters), which the first device batch leaves there
+    gathered         where sharded: roots and two layers, float32; of what is trained, their
+                     gradients beside them
+    bfloat16 copies  2 bytes for each parameter of a layer: autograd keeps what it multiplied
+                     by. With checkpointing one layer's. For the head two copies, 4 V D, and where
+                     it is trained the sum of its gradient and a chunk's in both precisions,
+                     10 V D
+    activations      `kept_by_layer` times layers; with checkpointing what goes between layers,
+                     and one layer's
+    logits           4 bytes in the chunk's logits, 2 in their gradient
     """
     config, shape, roles = job.config, job.shape, held(job)
     full = config.lora.rank == 0

@@ -61,7 +61,9 @@ def generate(job: Job, shares: Shares) -> Time:
     looked = 4 * shape.layers * shape.heads * shape.head_size * context
     by_memory = moved / (split * card.bandwidth * shares.memory)
     by_products = together * (2 * read + looked) / (split * card.flops * shares.products)
-    prompts = rows * (2 * shape.stack * config.prompt_tokens + shape.attention(config.prompt_tokens))
+    prompts = rows * (
+        2 * shape.stack * config.prompt_tokens + shape.attention(config.prompt_tokens)
+    )
     prefill = prompts / (split * card.flops * shares.products)
     decode = waves * config.completion_tokens * max(by_memory, by_products)
     bound = "memory" if by_memory > by_products else "products"
@@ -145,7 +147,7 @@ def ring(job: Job, size: int, shares: Shares) -> float:
     return max(inside, outside) / shares.links
 
 
-def _slower(name: str, job: Job, flops: float, moved: float, shares: Shares) -> Time:
+def _slower(name: str, job: Job, flops: int, moved: float, shares: Shares) -> Time:
     """Products and links at the same time."""
     computed = flops / (job.card.flops * shares.products)
     return Time(name, max(computed, moved), "links" if moved > computed else "products")

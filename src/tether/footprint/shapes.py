@@ -4,7 +4,7 @@ Everything here is whole numbers; no model is made and torch is not imported.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,20 @@ class Shape:
         return 2 * self.layers * self.heads * self.head_size * tokens**2
 
 
-_LLAMA = {"heads": 32, "key_heads": 8, "vocabulary": 128256}
+_8B = Shape(
+    layers=32,
+    width=4096,
+    heads=32,
+    key_heads=8,
+    head_size=128,
+    inner=14336,
+    vocabulary=128256,
+    tied=False,
+)
 PRESETS = {
-    "1B": Shape(layers=16, width=2048, head_size=64, inner=8192, tied=True, **_LLAMA),
-    "8B": Shape(layers=32, width=4096, head_size=128, inner=14336, tied=False, **_LLAMA),
-    "70B": Shape(
-        **{**_LLAMA, "heads": 64}, layers=80, width=8192, head_size=128, inner=28672, tied=False
-    ),
+    "1B": replace(_8B, layers=16, width=2048, head_size=64, inner=8192, tied=True),
+    "8B": _8B,
+    "70B": replace(_8B, layers=80, width=8192, heads=64, inner=28672),
 }
 """Llama 3.2 1B, Llama 3.1 8B and 70B, from the config.json of each."""
 

@@ -1,4 +1,4 @@
-"""`tether plan --size`: a training step on paper, printed with what would help where it does not fit."""
+"""`tether plan --size`: a training step on paper, and what would help where it does not fit."""
 
 from dataclasses import replace
 from math import isinf
@@ -22,7 +22,16 @@ from tether.footprint.paper import (
 from tether.footprint.roofline import times
 from tether.progress import results
 
+FEW_ROWS = 64  # decoded together, where memory is short
 MOST_GPUS = 4096  # where looking for a number of GPUs that suffices ends
+
+
+def command(arguments: list[str]) -> None:
+    """`tether plan --size …`: parse and print."""
+    import tyro
+
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    size(tyro.cli(SizingConfig, args=arguments, prog="tether plan", config=flags))
 
 
 def size(config: SizingConfig) -> None:
@@ -147,8 +156,10 @@ def refusal(job: Job) -> str:
 
 
 def mends(job: Job) -> list[tuple[str, int]]:
-    """What would make it fit, each with the bytes that it then needs: single changes if any do,
-    else all together, cheapest first, until it fits."""
+    """What would make it fit, each with the bytes that it then needs.
+
+    Single changes if any do, else all together, cheapest first, until it fits.
+    """
     steps = _changes(job)
     single = [(what, step) for what, step in steps if fits(step)]
     if not single:
@@ -163,14 +174,17 @@ def _changes(job: Job) -> list[tuple[str, Job]]:
         found.append(("--gradient-checkpointing", replace(config, gradient_checkpointing=True)))
     if config.device_batch_size > 1:
         found.append(("--device-batch-size 1", replace(config, device_batch_size=1)))
+    if job.online and not config.servers and config.sampling_batch_size > FEW_ROWS:
+        changed = replace(config, sampling_batch_size=FEW_ROWS)
+        found.append((f"--sampling-batch-size {FEW_ROWS}", changed))
     if job.online and not config.servers and job.trainers > job.split:
         most = max(config.gpus // 4 // job.split, 1) * job.split
         found.append((f"--servers {most}", replace(config, servers=most)))
     if not config.lora.rank:
         found.append(("--lora.rank 16", replace(config, lora=Adapter(rank=16))))
-    changed = [(what, job._replace(config=each)) for what, each in found]
+    jobs = [(what, job._replace(config=each)) for what, each in found]
     more = _more(job)
-    return [*changed, (f"--gpus {more.config.gpus}", more)] if more else changed
+    return [*jobs, (f"--gpus {more.config.gpus}", more)] if more else jobs
 
 
 def _more(job: Job) -> Job | None:
@@ -198,7 +212,7 @@ def _together(job: Job, names: list[str]) -> list[tuple[str, Job]]:
     return [(" ".join([*done, f"--gpus {more.config.gpus}"]), more)] if more else []
 
 
-def gb(size: float) -> str:
+def gb(size: int) -> str:
     """Bytes in GB (10⁹), as printed."""
     return f"{size / 1e9:.1f}" if size else ""
 
