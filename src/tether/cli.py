@@ -21,8 +21,8 @@ Start here
   tether demo [--seed N] [--out DIR]     the whole loop on a small world of its own, with a report
   tether run RECIPE.toml [--out DIR] [--stage.setting value …]
                                          stages in order; run it again to resume or skip
-  tether plan RECIPE.toml [--out DIR] [--stage.setting value …]
-                                         memory and batches of its stages, before anything runs
+  tether plan RECIPE.toml [--out DIR] [--processes N] [--stage.setting value …]
+                                         processes, memory and batches, before anything runs
   tether plan --size 8B --gpus 8 [--method ppo] [--lora.rank 16] …
                                          any model on any GPUs, on paper: memory and time
 
@@ -173,7 +173,10 @@ def plan(arguments: list[str]) -> None:
     from tether.plan import plan
 
     rest = arguments[1:]
-    plan(arguments[0], _option(rest, "--out", ""), tuple(rest))
+    processes = _option(rest, "--processes", "1")
+    if not processes.isdecimal() or int(processes) < 1:
+        raise ConfigError(f"--processes={processes!r} must be a number of at least 1")
+    plan(arguments[0], _option(rest, "--out", ""), tuple(rest), int(processes))
     return None
 
 
