@@ -28,7 +28,7 @@ def test_no_copy_of_a_weight_outlives_its_product():
     place = Device(torch.device("cpu"), torch.bfloat16, None)
     weight = torch.nn.Parameter(torch.ones(7, 5))
     with Copies((7, 5)) as copies, place.autocast():
-        product = linear(torch.ones(2, 5), weight)
+        product = linear(torch.ones(2, 5, requires_grad=True), weight)
         assert product.dtype == torch.bfloat16
         assert any(copy() for copy in copies.found)  # the backward pass will multiply by it
         del product
