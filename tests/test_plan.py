@@ -299,3 +299,67 @@ def printed(told: str, part: str) -> int:
     """The figure of a part in the table of one stage, in MiB."""
     (figure,) = re.findall(rf"^{part} +([\d,]+)$", told, re.MULTILINE)
     return int(figure.replace(",", ""))
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def planned_for(recipe, tmp_path, processes, *overrides):
+    table = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    pipeline.override(table, overrides)
+    stages = pipeline.plan(table, tmp_path / "run")
+    found = estimates(stages, 0, tmp_path / "aside", processes)
+    return {each.name: each for each in found}
+
+
+def phase_of(planned, name):
+    (parts,) = [each.parts for each in planned.footprint.phases if each.name == name]
+    return parts
+
+
+def test_sharded_weights_gradients_and_moments_are_divided(recipe, tmp_path):
+    """What toys.save makes: 28 words with specials, width 32, two layers; see test_fit.py."""
+    layer = 64 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
+    words = len(tiny.WORDS) + 3
+    whole = 2 * words * 32 + 32 + 2 * layer
+    one, three = (planned_for(recipe, tmp_path, num) for num in (1, 3))
+    alone, each = phase_of(one["sft"], "update"), phase_of(three["sft"], "update")
+    assert alone["optimizer"] == 8 * whole
+    for part in ("weights", "gradients", "optimizer"):
+        assert each[part] == alone[part] // 3
+    assert "gathered" not in phase_of(one["sft"], "train")
+    gathered = 4 * (2 * words * 32 + 32 + 2 * layer)  # the root and two layers
+    assert phase_of(three["sft"], "train")["gathered"] == 2 * gathered  # and their gradients
+    assert phase_of(three["ppo"], "score")["gathered"] == gathered
+    assert phase_of(three["ppo"], "generate")["sampling copy"] == 4 * whole
+    assert three["ppo"].footprint.batches.device == 3  # 8 rows dealt out to three
+    assert three["answers"].placement.trainers == 1
+
+
+def test_with_ddp_each_process_holds_all(recipe, tmp_path):
+    one = planned_for(recipe, tmp_path, 1)["sft"]
+    two = planned_for(recipe, tmp_path, 2, "--sft.compute.parallel", "ddp")["sft"]
+    assert phase_of(one, "update") == phase_of(two, "update")
+
+
+def test_who_samples_elsewhere_has_the_cache(recipe, tmp_path):
+    served = ("--ppo.compute.servers.urls", '["http://127.0.0.1:8000"]')
+    ppo = planned_for(recipe, tmp_path, 2, *served)["ppo"]
+    assert [each.name for each in ppo.footprint.phases] == ["score", "train", "update"]
+    assert not any(each.parts["sampling copy"] for each in ppo.footprint.phases)
+    assert ppo.placement.told() == "2 trainers (fsdp), 1 rollout server"
+
+
+def test_the_processes_of_a_ray_cluster_are_told(recipe, tmp_path):
+    cluster = "{trainers = 2, rollouts = 1, trainer_gpus = 1.0, rollout_gpus = 1.0}"
+    overrides = ("--ppo.compute.backend", "ray", "--ppo.compute.cluster", cluster)
+    ppo = planned_for(recipe, tmp_path, 1, *overrides)["ppo"]
+    told = "2 trainers (fsdp), 1 rollout worker; asked of the Ray cluster: 3 GPUs"
+    assert ppo.placement.told() == told
+
+
+def test_processes_are_printed(recipe, capsys):
+    plan(recipe, "run", processes=2)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "sft: 2 trainers (fsdp); memory is that of each trainer" in shown
+    assert "answers: 1 process" in shown

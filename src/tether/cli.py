@@ -21,8 +21,10 @@ Start here
   tether demo [--seed N] [--out DIR]     the whole loop on a small world of its own, with a report
   tether run RECIPE.toml [--out DIR] [--stage.setting value …]
                                          stages in order; run it again to resume or skip
-  tether plan RECIPE.toml [--out DIR] [--stage.setting value …]
-                                         memory and batches of its stages, before anything runs
+  tether plan RECIPE.toml [--out DIR] [--processes N] [--stage.setting value …]
+                                         processes, memory and batches, before anything runs
+  tether plan --size 8B --gpus 8 [--method ppo] [--lora.rank 16] …
+                                         any model on any GPUs, on paper: memory and time
 
 One stage at a time (each explains its settings with --help)
   tether sft       --model DIR --data FILE --out DIR       supervised fine-tuning
@@ -156,13 +158,24 @@ def run(arguments: list[str]) -> None:
 
 
 def plan(arguments: list[str]) -> None:
-    """What a recipe of the user's would hold in memory."""
-    if not arguments or arguments[0].startswith("-") or _asks_help(arguments):
-        raise ConfigError("plan needs a recipe: tether plan RECIPE.toml [--stage.setting value …]")
+    """What a recipe of the user's would hold in memory; or a size on paper, where none is named."""
+    if arguments and arguments[0].startswith("-"):
+        from tether.footprint.sizing import command
+
+        return command(arguments)
+    if not arguments or _asks_help(arguments):
+        raise ConfigError(
+            "plan needs a recipe: tether plan RECIPE.toml [--stage.setting value …]; or a size: "
+            "tether plan --size 8B --gpus 8 (--help explains)"
+        )
     from tether.plan import plan
 
     rest = arguments[1:]
-    plan(arguments[0], _option(rest, "--out", ""), tuple(rest))
+    processes = _option(rest, "--processes", "1")
+    if not processes.isdecimal() or int(processes) < 1:
+        raise ConfigError(f"--processes={processes!r} must be a number of at least 1")
+    plan(arguments[0], _option(rest, "--out", ""), tuple(rest), int(processes))
+    return None
 
 
 def _run(recipe: Path, out: str, overrides: list[str], command: str) -> None:

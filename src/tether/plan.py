@@ -31,11 +31,13 @@ from tether.progress import console, results
 
 if TYPE_CHECKING:
     from tether.footprint.parts import Footprint
+    from tether.footprint.processes import Placement
 
 ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
 OFFLINE = ("dpo", "ipo", "simpo", "orpo", "kto")
 KINDS = ("sft", "reward", *OFFLINE, "generate", *ONLINE)  # the others hold little, or what these do
-PARTS = ("weights", "gradients", "optimizer", "KV cache", "activations", "logits")
+PARTS = ("weights", "gradients", "optimizer", "sampling copy", "gathered")
+PARTS += ("KV cache", "activations", "logits")
 COMPILED = "oneDNN's compiled bfloat16 products are not counted (100 MiB in a long run of the demo)"
 HOLES = 1.25  # most that a process was seen to hold over the sum: freed memory it cannot use again
 
@@ -43,7 +45,8 @@ HOLES = 1.25  # most that a process was seen to hold over the sum: freed memory 
 class Planned(NamedTuple):
     """A stage with its estimate; memory in bytes, None where the system does not tell.
 
-    `process` and `data` are 0 where models live in another memory, that of a GPU.
+    `process` and `data` are 0 where models live in another memory, that of a GPU. The estimate is
+    that of one process of those that train.
     """
 
     name: str
@@ -52,6 +55,14 @@ class Planned(NamedTuple):
     data: int
     device: str
     free: int | None
+    placement: "Placement | None" = None
+
+    @property
+    def together(self) -> int:
+        """Processes that share the memory of this machine: on GPUs each has its own."""
+        if self.placement is None or self.placement.ray or self.device.startswith("cuda"):
+            return 1
+        return self.placement.trainers
 
     @property
     def total(self) -> int:
@@ -59,13 +70,19 @@ class Planned(NamedTuple):
         return self.process + self.data + self.footprint.peak.parts.total()
 
 
-def plan(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = ()) -> None:
-    """Print the peak memory and the batches of a recipe's stages, and run none of them.
+def plan(
+    recipe: str | Path,
+    out: str | Path = "",
+    overrides: tuple[str, ...] = (),
+    processes: int = 1,
+) -> None:
+    """Print processes, peak memory and batches of a recipe's stages, and run none of them.
 
     Args:
         recipe: TOML file with `seed` and `[[stage]]` tables.
         out: The run directory that `tether run` would be given; what is finished there is used.
         overrides: As for `pipeline.run`.
+        processes: Those that torchrun would start.
 
     Raises:
         ConfigError: A setting is wrong, or a stage would not fit into the GPU's memory.
@@ -81,7 +98,7 @@ def plan(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = 
         pipeline.runner(kind)  # imports what the run would import
     process = importlib.import_module("tether.footprint.machine").process_memory()
     with tempfile.TemporaryDirectory() as aside:
-        planned = estimates(stages, process, Path(aside))
+        planned = estimates(stages, process, Path(aside), processes)
     results.print(memory_table(planned), Text(), batch_table(planned), Text())
     for line in remarks(planned):
         results.print(Text(line, style="dim"))
@@ -92,14 +109,18 @@ def plan(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = 
 # --- from a recipe to estimates -------------------------------------------------------------------
 
 
-def estimates(stages: list[pipeline.Stage], process: int, aside: Path) -> list[Planned]:
+def estimates(
+    stages: list[pipeline.Stage], process: int, aside: Path, processes: int = 1
+) -> list[Planned]:
     """Estimate every stage that has a model.
 
     Args:
         stages: The recipe, resolved.
         process: Bytes of this process without any model.
         aside: A temporary folder; the sandbox's world is made there if it has not been made yet.
+        processes: Those that torchrun would start.
     """
+    spread = importlib.import_module("tether.footprint.processes")
     machine = importlib.import_module("tether.footprint.machine")
     planned: list[Planned] = []
     like: dict[str, str] = {}  # path that is yet to be made → one that is like it
@@ -108,12 +129,14 @@ def estimates(stages: list[pipeline.Stage], process: int, aside: Path) -> list[P
         config = moved(stage.config, like)
         if stage.kind in KINDS:
             device, free = machine.free_memory(config.compute)
-            found = footprint(config, unfinished)
+            placement = spread.Placement.of(config, processes)
+            config = spread.in_passes(config, placement)
+            found = spread.in_each(footprint(config, unfinished), config, placement)
             on_gpu = device.startswith("cuda")
             if config.compute.precision == "bfloat16" and not on_gpu:
                 found.notes.append(COMPILED)
             beside = (0, 0) if on_gpu else (process, found.data)
-            planned.append(Planned(stage.name, found, *beside, device, free))
+            planned.append(Planned(stage.name, found, *beside, device, free, placement))
         if stage.result.exists():
             continue
         out = Path(stage.config.out)
@@ -208,9 +231,12 @@ def _count(number: int | None, otherwise: str, before: str = "") -> str:
 
 
 def remarks(planned: list[Planned]) -> list[str]:
-    """The other phases, what had to be assumed, and the memory there is."""
+    """Processes, the other phases, what had to be assumed, and the memory there is."""
     lines: list[str] = []
     for each in planned:
+        if each.placement:
+            alike = "; memory is that of each trainer" * (each.placement.trainers > 1)
+            lines.append(f"{each.name}: {each.placement.told()}{alike}")
         if len(each.footprint.phases) > 1:
             sums = (
                 f"{name} {mib(each.process + each.data + parts.total())}"
@@ -234,7 +260,7 @@ def check_room(planned: Planned) -> None:
         ConfigError: It would run on a GPU, where nothing can be swapped out.
     """
     on_gpu = planned.device.startswith("cuda")
-    need = planned.total if on_gpu else round(planned.total * HOLES)
+    need = planned.total if on_gpu else round(planned.total * planned.together * HOLES)
     if planned.free is None or need <= planned.free:
         return
     told = (
@@ -251,7 +277,9 @@ def mend(footprint: "Footprint") -> str:
     ((part, _),) = footprint.peak.parts.most_common(1)
     if part == "KV cache":
         return "lower sampling.batch_size"
-    if part in ("weights", "gradients", "optimizer"):
+    if part == "sampling copy":
+        return "let rollout servers sample (compute.servers.urls)"
+    if part in ("weights", "gradients", "optimizer", "gathered"):
         return "take a smaller model"
     if footprint.batches.device > 1:
         return f"lower device_batch_size below {footprint.batches.device}"

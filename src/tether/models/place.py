@@ -26,10 +26,14 @@ class Device(NamedTuple):
     offload: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which matrix products run in `dtype`."""
+        """Context in which matrix products run in `dtype`.
+
+        Without autocast's own cache: it would hold a copy of every weight to the end of the pass,
+        in each process the whole of a model that is sharded.
+        """
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
 
 
 def pick_device(compute: ComputeConfig) -> Device:
