@@ -200,10 +200,7 @@ def shard(model: nn.Module, kind: str) -> None:
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=small)
 
-    def backbone(self: Any, **inputs: Any) -> Tensor:
-        return self.base_model(**inputs).last_hidden_state
-
-    setattr(model, "backbone", types.MethodType(backbone, model))  # noqa: B010
+    setattr(model, "backbone", types.MethodType(_backbone, model))  # noqa: B010
     # The root's own weights, embeddings and head, stay gathered from a forward pass to its backward
     # pass, since the head is read outside of any forward.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=small)
@@ -212,6 +209,10 @@ def shard(model: nn.Module, kind: str) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by counts of all processes
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _backbone(model: Any, **inputs: Any) -> Tensor:
+    return model.base_model(**inputs).last_hidden_state
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList | None:

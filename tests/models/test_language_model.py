@@ -226,7 +226,7 @@ def test_one_helper_owns_the_forward_pass():
         ("language_model", "hidden_states"),
         ("language_model", "_check_head"),
         ("llama", "_agrees"),
-        ("parallel", "backbone"),
+        ("parallel", "_backbone"),
         ("transformers_decoders", "run"),
     }
 
