@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from tether.engine.decode import Sampled
 from tether.errors import ServerError
-from tether.rewards.calls import MayPass, short
+from tether.rewards.calls import SHOWN, MayPass
 
 MEND = "see that it is vLLM 0.32 or newer, started as docs/rollout-servers.md says"
 
@@ -62,11 +62,13 @@ def read_completions(url: str, answer: Any, asked: Asked) -> list[Sampled]:
         ServerError: Names the field, its value and the rule.
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
-    rule = f"must be {len(asked.prompts)} choices, one a prompt"
+    rule = f"must be a list of {len(asked.prompts)}, one a prompt"
     if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
         raise wrong(url, "choices", choices, rule)
     if len(choices) != len(asked.prompts):
-        raise wrong(url, "choices", f"{len(choices)} of them", rule)
+        raise wrong(
+            url, "len(choices)", len(choices), f"must be {len(asked.prompts)}, one a prompt"
+        )
     by_index = {choice.get("index"): choice for choice in choices}
     if by_index.keys() != set(range(len(choices))):
         given = [choice.get("index") for choice in choices]
@@ -78,28 +80,28 @@ def _completion(url: str, choice: dict[str, Any], number: int, asked: Asked) -> 
     """One of them."""
 
     def refused(field: str, value: object, rule: str) -> ServerError:
-        return wrong(url, f"choices[{number}].{field}", value, rule)
+        return wrong(url, f"{field} of choices[{number}]", value, rule)
 
     reason, ids = choice.get("finish_reason"), choice.get("token_ids")
     given, prompt = choice.get("prompt_token_ids"), asked.prompts[number]
     if reason not in ("stop", "length"):
         raise MayPass(f"a completion that was broken off: finish_reason={reason!r}")
     if given != prompt:
-        raise refused("prompt_token_ids", given, f"must be {short(repr(prompt))}")
+        raise refused("prompt_token_ids", given, f"must be {_shown(prompt)}")
     if not _whole_numbers(ids) or not all(0 <= token < asked.vocab_size for token in ids):
         raise refused("token_ids", ids, f"must be token ids below {asked.vocab_size}")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
     if not _finite_numbers(logprobs):
-        raise refused("logprobs.token_logprobs", logprobs, "must be finite numbers")
+        raise refused("token_logprobs", logprobs, "must be finite numbers")
     if len(logprobs) != len(ids):
         rule = f"must be {len(ids)}, one a token"
-        raise refused("logprobs.token_logprobs", f"{len(logprobs)} of them", rule)
+        raise refused("len(token_logprobs)", len(logprobs), rule)
     finished = ids[-1] in asked.stops
     if finished != (reason == "stop") or any(token in asked.stops for token in ids[:-1]):
         rule = f"must be 'stop' where token_ids={ids} end in one of {sorted(asked.stops)}, only"
         raise refused("finish_reason", reason, rule)
     if len(ids) > asked.most or (not finished and len(ids) < asked.most):
-        raise refused("token_ids", f"{len(ids)} of them", f"must be {asked.most} where it was cut")
+        raise refused("len(token_ids)", len(ids), f"must be {asked.most} where it was cut")
     return Sampled(ids, [float(value) for value in logprobs], finished)
 
 
@@ -117,4 +119,9 @@ def _finite_numbers(values: Any) -> TypeGuard[list[float]]:
 
 def wrong(url: str, field: str, value: object, rule: str) -> ServerError:
     """One line of an answer that is not as asked."""
-    return ServerError(f"{url} answered {field}={short(repr(value))}, which {rule}; {MEND}")
+    return ServerError(f"{url} answered {field} = {_shown(value)}, which {rule}; {MEND}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -83,9 +83,11 @@ class VLLMServer:
         raise AssertionError("unreachable")
 
     def client(self) -> httpx.AsyncClient:
-        """A pool of connections, for this server and others; close it."""
+        """Connections to this server and others; close it."""
         address = Address(url=self.url, key=self.key, timeout=self.timeout, attempts=1)
-        return address.client()
+        client = address.client()
+        client.headers["Connection"] = "close"  # after a status 500 vLLM closes it, unannounced
+        return client
 
     # --- meeting ----------------------------------------------------------------------------------
 
