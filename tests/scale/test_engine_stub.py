@@ -1,0 +1,100 @@
+"""From end to end against a stub that computes with tether's own engine. It is not vLLM."""
+
+import asyncio
+
+import pytest
+import torch
+
+from tests.scale.stub import EngineStub
+from tests.tiny import save_tiny
+from tether.engine.samplers import Request
+from tether.errors import CheckError
+from tether.models.language_model import load
+from tether.models.weights import plain
+from tether.scale.vllm_server import VLLMSampler
+from tether.sections import ComputeConfig, LoraConfig, SamplingConfig, ServersConfig
+from tether.train.parity import compare, probe
+
+PROMPTS = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14], [6, 6]]
+SAMPLING = SamplingConfig(temperature=0.8, max_new_tokens=12, stop_token_ids=(8,))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A policy, a stub that serves another model of its shape, and a sampler."""
+    one, other = (save_tiny(tmp_path / name, seed=i) for i, name in enumerate(("a", "b")))
+    stub = EngineStub(load(str(other), ComputeConfig()))
+    with stub.running():
+        yield Place(load(str(one), ComputeConfig(), trainable=True), stub, tmp_path)
+
+
+class Place:
+    def __init__(self, policy, stub, folder):
+        self.policy, self.stub = policy, stub
+        config = ServersConfig(urls=(stub.url,), timeout=20.0, retries=0)
+        self.sampler = VLLMSampler(config, policy, folder, wait=lambda _: asyncio.sleep(0.001))
+
+    def sync(self, version):
+        self.sampler.load(plain(self.policy), version)
+
+    def train(self):
+        """Move every weight of the policy."""
+        with torch.no_grad():
+            for i, parameter in enumerate(self.policy.own_parameters):
+                draw = torch.Generator().manual_seed(i)
+                parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+
+    def probed(self, version, tolerance=1e-5):
+        return probe(self.sampler, self.policy, PROMPTS, SAMPLING, tolerance, version)
+
+
+def test_the_server_samples_from_the_policy_after_every_sync(place):
+    for version in range(3):
+        place.sync(version)
+        gap = place.probed(version)
+        assert gap.mean < 1e-6
+        assert gap.max < 1e-5
+        place.train()
+
+
+def test_a_whole_batch_is_the_policys_too(place):
+    place.sync(0)
+    prompts = PROMPTS * 8
+    request = Request(prompts, list(range(40)), SAMPLING, seed=1, step=0)
+    drawn = place.sampler.sample(request)
+    assert compare(drawn, place.policy, prompts, 0.8, 1e-5, 0).mean < 1e-6
+    ended = [one for one in drawn.sampled if one.finished]
+    assert 0 < len(ended) < 40
+    assert all(one.token_ids[-1] in (1, 8) for one in ended)
+
+
+@pytest.mark.parametrize("stale", ["lm_head", "embed_tokens", "layers.1.mlp.down_proj"])
+def test_weights_that_stayed_old_are_found_though_the_version_is_new(place, stale):
+    place.sync(0)
+    place.probed(0)
+    place.train()
+    place.stub.stale = stale
+    place.sync(1)
+    assert place.stub.version.endswith("-1")
+    with pytest.raises(CheckError, match=f"{place.stub.url} samples from something else .* step 1"):
+        place.probed(1, tolerance=0.01)
+
+
+def test_another_temperature_is_found(place):
+    place.sync(0)
+    draw = place.stub.complete
+    place.stub.complete = lambda body: draw({**body, "temperature": 1.0})
+    with pytest.raises(CheckError, match=r"off by .* nats a token"):
+        place.probed(0, tolerance=0.01)
+
+
+def test_a_policy_with_an_adapter_is_sent_as_one_model(tmp_path):
+    folder = save_tiny(tmp_path / "a")
+    lora = LoraConfig(rank=2)
+    policy = load(str(folder), ComputeConfig(), trainable=True, lora=lora)
+    stub = EngineStub(load(str(folder), ComputeConfig()))
+    with stub.running():
+        place = Place(policy, stub, tmp_path)
+        place.train()
+        place.sync(0)
+        assert place.probed(0).mean < 1e-6
