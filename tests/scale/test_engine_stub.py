@@ -1,12 +1,15 @@
 """From end to end against a stub that computes with tether's own engine. It is not vLLM."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.scale.stub import EngineStub
+from tests.scale.training import train_with_servers
 from tests.tiny import save_tiny
+from tests.train import toys
 from tether.engine.samplers import Request
 from tether.errors import CheckError
 from tether.models.language_model import load
@@ -86,6 +89,24 @@ def test_another_temperature_is_found(place):
     place.stub.complete = lambda body: draw({**body, "temperature": 1.0})
     with pytest.raises(CheckError, match=r"off by .* nats a token"):
         place.probed(0, tolerance=0.01)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_ppo_learns_from_what_a_server_samples(tmp_path, monkeypatch, lag):
+    folder = save_tiny(tmp_path / "model")
+    stub = EngineStub(load(str(folder), ComputeConfig()))
+    with stub.running():
+        compute = ComputeConfig(servers=ServersConfig(urls=(stub.url,), tolerance=1e-4))
+        sampling = replace(toys.SAMPLING, lag=lag)
+        config = toys.ppo(tmp_path, folder, steps=4, compute=compute, sampling=sampling)
+        gaps = train_with_servers(config, monkeypatch)
+    rows = toys.metrics(config.out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["logprob_gap_mean"] < 1e-6
+    # One sync a step: of the weights after 0, 1, 2 and 3 steps; with a lag of 1 not of the last.
+    assert len(gaps) == (3 if lag else 4)
+    assert stub.version.endswith("-2" if lag else "-3")
+    assert not (tmp_path / "ppo" / "rollout-weights").exists()
 
 
 def test_a_policy_with_an_adapter_is_sent_as_one_model(tmp_path):
