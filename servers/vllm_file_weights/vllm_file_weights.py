@@ -25,6 +25,7 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 STALE_HEAD = "VLLM_FILE_WEIGHTS_STALE_HEAD"
 """Environment variable: 1 leaves a tied head on CPUs as vLLM does, for tests of what finds that"""
@@ -62,8 +63,15 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Load all tensors of the files."""
-        self.model.load_weights(tensors(Path(update_info.path)))
+        """Load all tensors of the files; what breaks off leaves layers that can be loaded again."""
+        try:
+            self.model.load_weights(tensors(Path(update_info.path)))
+        except BaseException:
+            for layer in self.model.modules():
+                info = get_layerwise_info(layer)
+                info.load_numel, info.loaded_weights = 0, []  # as if nothing had come
+            finalize_layerwise_reload(self.model, self.model_config)
+            raise
 
     def finish_weight_update(self) -> None:
         """Let the layers bring the new weights into the form that they compute with."""

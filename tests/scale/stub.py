@@ -85,6 +85,8 @@ class StubVLLM(ToyServer):
             return silence({}) if self.hangs or self.paused else self._completions(body)
         if path == "/weight_info":
             return JSONResponse({"weight_version": self.version})
+        if path == "/is_paused":
+            return JSONResponse({"is_paused": self.paused})
         return self._control(path, body)
 
     def _control(self, path: str, body: Any) -> Response:

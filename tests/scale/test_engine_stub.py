@@ -15,7 +15,13 @@ from tether.errors import CheckError
 from tether.models.language_model import load
 from tether.models.weights import plain
 from tether.scale.vllm_server import VLLMSampler
-from tether.sections import ComputeConfig, LoraConfig, SamplingConfig, ServersConfig
+from tether.sections import (
+    ComputeConfig,
+    LoraConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    ServersConfig,
+)
 from tether.train.parity import compare, probe
 
 PROMPTS = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14], [6, 6]]
@@ -98,15 +104,39 @@ def test_ppo_learns_from_what_a_server_samples(tmp_path, monkeypatch, lag):
     with stub.running():
         compute = ComputeConfig(servers=ServersConfig(urls=(stub.url,), tolerance=1e-4))
         sampling = replace(toys.SAMPLING, lag=lag)
-        config = toys.ppo(tmp_path, folder, steps=4, compute=compute, sampling=sampling)
+        config = toys.ppo(tmp_path, folder, steps=3, compute=compute, sampling=sampling)
         gaps = train_with_servers(config, monkeypatch)
     rows = toys.metrics(config.out)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["logprob_gap_mean"] < 1e-6
-    # One sync a step: of the weights after 0, 1, 2 and 3 steps; with a lag of 1 not of the last.
-    assert len(gaps) == (3 if lag else 4)
-    assert stub.version.endswith("-2" if lag else "-3")
+    # One sync a step: of the weights after 0, 1 and 2 steps; with a lag of 1 not of the last.
+    assert len(gaps) == (2 if lag else 3)
+    assert stub.version.endswith("-1" if lag else "-2")
     assert not (tmp_path / "ppo" / "rollout-weights").exists()
+
+
+def test_ppo_stops_where_a_server_that_came_back_has_old_weights(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "model")
+    stub = EngineStub(load(str(folder), ComputeConfig()))
+    first = {n: p.clone() for n, p in stub.model.model.named_parameters()}
+    draw = stub.complete
+
+    def restart_once(body):
+        """After the probe of the second sync the server starts anew, and its head stays so."""
+        if len(body["prompt"]) == 1 and stub.count("/update_weights") == 2 and not stub.stale:
+            stub.restart()
+            stub.stale = "lm_head"
+            for name, parameter in stub.model.model.named_parameters():
+                parameter.data.copy_(first[name])
+        return draw(body)
+
+    stub.complete = restart_once
+    with stub.running():
+        compute = ComputeConfig(servers=ServersConfig(urls=(stub.url,), tolerance=1e-4))
+        rate = OptimizerConfig(learning_rate=0.05)
+        config = toys.ppo(tmp_path, folder, steps=3, compute=compute, optimizer=rate)
+        with pytest.raises(CheckError, match="after the weights of step 1 were sent"):
+            train_with_servers(config, monkeypatch)
 
 
 def test_a_policy_with_an_adapter_is_sent_as_one_model(tmp_path):

@@ -132,12 +132,24 @@ def test_what_a_dead_trainer_left_behind_is_cleared_away(server, sampler, policy
     assert not asked.is_alive()
 
 
-def test_another_vocabulary_is_refused(server, tmp_path):
-    other = save_tiny(tmp_path / "other", tokenizer=word_tokenizer(["one", "two"]), **SHAPE)
-    policy = load(str(other), ComputeConfig())
+def test_another_vocabulary_is_refused_before_it_gets_there(server, tmp_path):
+    words = word_tokenizer([f"word{i}" for i in range(40)])
+    for tokenizer, said in ((words, "out-of-vocab"), (word_tokenizer(["one"]), "knows a token")):
+        other = save_tiny(tmp_path / said, tokenizer=tokenizer, **SHAPE)
+        policy = load(str(other), ComputeConfig())
+        config = ServersConfig(urls=(server.url,), timeout=60.0, retries=0)
+        with pytest.raises(ServerError, match=said):
+            VLLMSampler(config, policy, tmp_path).load(plain(policy), 0)
+
+
+def test_weights_of_another_shape_are_refused_and_do_no_harm(server, sampler, policy, tmp_path):
+    other = save_tiny(tmp_path / "other", **{**SHAPE, "intermediate_size": 192})
+    wrong = load(str(other), ComputeConfig())
     config = ServersConfig(urls=(server.url,), timeout=60.0, retries=0)
-    with pytest.raises(ServerError, match=server.url):
-        VLLMSampler(config, policy, tmp_path).load(plain(policy), 0)
+    with pytest.raises(ServerError, match="status 500"):
+        VLLMSampler(config, wrong, tmp_path).load(plain(wrong), 0)
+    sampler.load(plain(policy), 1)
+    probe(sampler, policy, PROMPTS, SAMPLING, TOLERANCE, 1)
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -74,8 +74,8 @@ def loaded(sampler, policy, version=1):
 def test_weights_go_there_in_the_order_of_vllm(make, policy, stubs):
     stub = stubs[0]
     sampler = loaded(make([stub]), policy, 7)
-    meeting, checks = ["/health", "/v1/models", "/weight_info"], ["/v1/completions"] * 2
-    assert stub.asked == [*meeting, *SYNC, *checks]
+    meeting = ["/health", "/v1/models", "/weight_info", "/is_paused", *["/v1/completions"] * 2]
+    assert stub.asked == [*meeting, *SYNC]
     sent = dict(zip(stub.asked, stub.sent, strict=True))
     folder = sent["/update_weights"]["update_info"]["path"]
     recorded = CALLS["update"]["request"]
@@ -225,7 +225,9 @@ def test_one_that_comes_back_gets_the_newest_weights_before_it_is_asked(make, po
     assert (drawn.version, drawn.resent) == (2, True)
     assert stubs[1].version.endswith("-2")
     asked = stubs[1].asked
-    assert asked.index("/update_weights") < asked.index("/v1/completions")
+    synced = asked.index("/resume")
+    assert asked[:synced].count("/v1/completions") == 2  # its vocabulary is looked at anew
+    assert asked[synced:].count("/v1/completions") == 3
     assert sampler.sample(request()).resent is False
 
 
@@ -261,6 +263,7 @@ def test_an_update_that_was_left_halfway_is_ended_first(make, policy, stubs):
     assert stub.version.endswith("-9")
     assert not stub.active
     assert not stub.paused
+    assert stub.asked.index("/v1/completions") > stub.asked.index("/resume")  # it would not answer
 
 
 @pytest.mark.parametrize("sampling", [False, True], ids=["weights", "sampling"])
@@ -317,6 +320,7 @@ def test_another_vocabulary_is_refused(make, policy, stubs, vocab, said):
     stubs[0].vocab = vocab
     with pytest.raises(ServerError, match=said):
         loaded(make(stubs[:1]), policy)
+    assert "/update_weights" not in stubs[0].asked
 
 
 def test_a_server_that_takes_no_weights_is_refused(make, policy, stubs):

@@ -119,6 +119,11 @@ class VLLMServer:
         answer = await self.call(client, "/weight_info", quick=True)
         return answers.read_version(self.url, answer)
 
+    async def paused(self, client: httpx.AsyncClient) -> bool:
+        """Whether it answers no completions, as after an update that was broken off."""
+        answer = await self.call(client, "/is_paused", quick=True)
+        return not isinstance(answer, dict) or answer.get("is_paused") is not False
+
     async def check(self, client: httpx.AsyncClient, vocab_size: int) -> None:
         """See that its log-probs are of what it samples from, and that the vocabulary is the same.
 

@@ -206,11 +206,15 @@ class VLLMSampler:
                 f"{server.url} lost its weights, and transfer = 'nccl' cannot send them to one "
                 "server alone; run again to resume from the last checkpoint, or use 'file'"
             )
-        new = server.facts is None
-        if new:
+        unknown = server.facts is None
+        if unknown:
             await server.meet(client, once=bool(server.trouble))
+            # Before it gets weights, if it can be asked: a server of another model could break.
+            if not await server.persist(lambda: server.paused(client)):
+                await server.persist(lambda: server.check(client, self.vocab_size))
+                unknown = False
         await server.update(client, self.info, self.name)
-        if new:
+        if unknown:
             await server.persist(lambda: server.check(client, self.vocab_size))
         server.trouble = ""
 
