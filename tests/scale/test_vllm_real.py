@@ -142,14 +142,28 @@ def test_another_vocabulary_is_refused_before_it_gets_there(server, tmp_path):
             VLLMSampler(config, policy, tmp_path).load(plain(policy), 0)
 
 
-def test_weights_of_another_shape_are_refused_and_do_no_harm(server, sampler, policy, tmp_path):
+def test_weights_that_the_server_cuts_to_its_own_shape_are_found(server, sampler, policy, tmp_path):
     other = save_tiny(tmp_path / "other", **{**SHAPE, "intermediate_size": 192})
-    wrong = load(str(other), ComputeConfig())
+    wider = load(str(other), ComputeConfig())
     config = ServersConfig(urls=(server.url,), timeout=60.0, retries=0)
-    with pytest.raises(ServerError, match="status 500"):
-        VLLMSampler(config, wrong, tmp_path).load(plain(wrong), 0)
+    theirs = VLLMSampler(config, wider, tmp_path)
+    theirs.load(plain(wider), 0)  # vLLM takes the first 128 of 192 rows and says nothing
+    with pytest.raises(CheckError, match="samples from something else"):
+        probe(theirs, wider, PROMPTS, SAMPLING, 0.01, 0)
     sampler.load(plain(policy), 1)
     probe(sampler, policy, PROMPTS, SAMPLING, TOLERANCE, 1)
+
+
+def test_an_update_that_breaks_off_does_no_harm(server, sampler, policy):
+    def broken():
+        for name, tensor in plain(policy):
+            yield name, tensor[:-1] if "layers.1.mlp.down_proj" in name else tensor
+
+    sampler.servers[0].retries = 0
+    with pytest.raises(ServerError, match="status 500"):
+        sampler.load(broken(), 1)
+    sampler.load(plain(policy), 2)
+    probe(sampler, policy, PROMPTS, SAMPLING, TOLERANCE, 2)
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -14,7 +14,7 @@ from tests.scale.recorded import CALLS
 from tests.scale.stub import StubVLLM, choice, made_up
 from tests.tiny import save_tiny
 from tether.engine.samplers import Request
-from tether.errors import ServerError
+from tether.errors import ConfigError, ServerError
 from tether.models.language_model import load
 from tether.models.weights import plain
 from tether.scale.vllm_server import VLLMSampler, deal
@@ -284,6 +284,12 @@ def test_training_goes_on_while_one_server_takes_weights(make, policy, stubs):
 
 
 # --- servers that are not what they have to be ----------------------------------------------------
+
+
+@pytest.mark.parametrize("urls", [(), ("localhost:8000",), ("http://a:1", "http://a:1/")])
+def test_addresses_that_cannot_be(policy, tmp_path, urls):
+    with pytest.raises(ConfigError, match="compute.servers.urls="):
+        VLLMSampler(ServersConfig(urls=urls), policy, tmp_path)
 
 
 def test_weights_of_somebody_else_are_noticed(make, policy, stubs):

@@ -28,6 +28,7 @@ from tether.scale.nccl import NcclTransfer
 from tether.scale.vllm_http import START, Gone, VLLMServer
 from tether.scale.weight_files import WeightFiles
 from tether.sections import ServersConfig
+from tether.validation import require, web_address
 
 T = TypeVar("T")
 
@@ -63,8 +64,13 @@ class VLLMSampler:
             wait: What waits between tries.
 
         Raises:
-            ConfigError: transfer = "nccl" cannot be had in this process.
+            ConfigError: An address cannot be used, or transfer = "nccl" not in this process.
         """
+        for url in config.urls:
+            web_address("compute.servers.urls", url)
+        rule = "must name at least one server, and none twice"
+        unique = {url.rstrip("/") for url in config.urls}
+        require(0 < len(config.urls) == len(unique), "compute.servers.urls", config.urls, rule)
         self.config, self.wait = config, wait
         self.stop_ids = policy.stop_ids
         head: Any = policy.model.get_output_embeddings()
