@@ -288,7 +288,7 @@ def test_training_goes_on_while_one_server_takes_weights(make, policy, stubs):
 
 @pytest.mark.parametrize("urls", [(), ("localhost:8000",), ("http://a:1", "http://a:1/")])
 def test_addresses_that_cannot_be(policy, tmp_path, urls):
-    with pytest.raises(ConfigError, match="compute.servers.urls="):
+    with pytest.raises(ConfigError, match=r"compute\.servers\.urls="):
         VLLMSampler(ServersConfig(urls=urls), policy, tmp_path)
 
 
