@@ -9,14 +9,15 @@ SPELLING := --ignore-words-list=te,rouge,mane,iif,hass,ines,steams,lenght,reviso
 	--skip='.git,.venv,runs,*.egg-info,.*_cache,.hypothesis,*.jsonl*,constraints.txt,LICENSE'
 
 # Tests need no network; each worker computes on one core.
-test check: export HF_HUB_OFFLINE = 1
-test check: export OMP_NUM_THREADS = 1
+test test-scale check: export HF_HUB_OFFLINE = 1
+test test-scale check: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo test check format names dist clean
+.PHONY: help demo test test-scale check format names dist clean
 
 help:
 	@echo "make demo     the whole loop on the built-in example; ends with a report"
 	@echo "make test     every test"
+	@echo "make test-scale  long tests past one machine; TETHER_VLLM_PYTHON names vLLM's Python"
 	@echo "make check    format, lint, types, spelling and every test"
 	@echo "make format   format the code and mend what lint can mend"
 	@echo "make names    write tests/public_names.txt anew, after a change of the public surface"
@@ -29,6 +30,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+test-scale: $(INSTALLED)
+	$(BIN)/pytest -m scale
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check

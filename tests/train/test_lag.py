@@ -27,6 +27,8 @@ AHEAD = replace(toys.SAMPLING, lag=1)
 class Elsewhere:
     """A sampler with a model of its own, which counts what it is asked and given."""
 
+    places = 1
+
     def __init__(self, path, plain=False, lora=None):
         settings = {"trainable": True, "lora": lora} if lora else {"trainable": True}
         self.model = load(path, ComputeConfig(), **settings)

@@ -29,10 +29,16 @@ class Request(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Completions in the order of the request, and the version of the weights they are of."""
+    """Completions in the order of the request, and the version of the weights they are of.
+
+    `by` says who sampled each, where there are several; `resent` is True where weights were sent
+    once more in between, to one that had lost them: then they are to be probed again.
+    """
 
     sampled: list[Sampled]
     version: int
+    by: tuple[str, ...] = ()
+    resent: bool = False
 
 
 @runtime_checkable
@@ -42,6 +48,8 @@ class Sampler(Protocol):
     plain: bool
     """Whether it wants the weights of a plain Hugging Face model, adapters folded in, or else
     the trained parameters by their names"""
+    places: int
+    """How many sample side by side; a request of as many rows reaches each of them"""
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         """Take over weights (whole tensors, one after the other) before the next request.

@@ -8,8 +8,8 @@ from torch import Tensor
 from tether.kernels import gpu, gpu_head
 from tether.kernels import head as fused
 
-# Steps from which generation, evaluation, critiques, judges, monitors, pools and chats draw, so
-# that they share no number with training.
+# Steps from which generation, evaluation, critiques, judges, monitors, pools, chats and probes
+# draw, so that they share no number with training.
 GENERATION = 1 << 32
 EVALUATION = 1 << 33
 REVISION = 1 << 34
@@ -17,6 +17,7 @@ JUDGMENT = 1 << 35
 MONITOR = 1 << 36  # and the step of the look
 POOL = 1 << 37
 CHAT = 1 << 38
+PROBE = 1 << 39
 
 
 def uniforms(seed: int, step: int, rows: list[int], num_tokens: int) -> Float[Tensor, "B T"]:

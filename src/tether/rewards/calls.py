@@ -47,7 +47,7 @@ class MayPass(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """An address to which JSON is posted.
+    """An address to which JSON is posted, or which is asked for it.
 
     Attributes:
         url: Where to; redirects are not followed.
@@ -80,12 +80,20 @@ class Server:
             MayPass: Try again.
             ServerError: The server refuses the call.
         """
-        content = json.dumps(body)  # in ASCII: a lone surrogate in a text can be sent too
+        # In ASCII: a lone surrogate in a text can be sent too.
+        return _decoded(await self._call(client, "POST", json.dumps(body)))
+
+    async def get(self, client: httpx.AsyncClient) -> Any:
+        """The same without a body; None where the answer is empty."""
+        text = await self._call(client, "GET", "")
+        return _decoded(text) if text else None
+
+    async def _call(self, client: httpx.AsyncClient, method: str, content: str) -> str:
         try:
             # The client's own timeouts start anew with every byte; this one does not.
             async with (
                 asyncio.timeout(self.timeout),
-                client.stream("POST", self.url, content=content) as response,
+                client.stream(method, self.url, content=content) as response,
             ):
                 text = await self._read(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -101,10 +109,7 @@ class Server:
             raise MayPass(reason, after=retry_after(after), done=False)
         if not response.is_success:
             raise self._refused(response, text)
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise MayPass(f"an answer that is not JSON: {short(text)}") from None
+        return text
 
     async def persist(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns, tried `attempts` times with growing, drawn delays between.
@@ -157,6 +162,13 @@ class Server:
         else:
             said, mend = server_message(text), "mend the settings or the texts, and run again"
         return ServerError(f"{self.url} refused the call with status {status}: {said}; {mend}")
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise MayPass(f"an answer that is not JSON: {short(text)}") from None
 
 
 def read_key(variable: str) -> str:

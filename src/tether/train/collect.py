@@ -59,7 +59,10 @@ class Source:
             return drawn
         self.drawn_ahead()  # nobody is asked two things at once, or given weights meanwhile
         self._sync()
-        return parallel.told(self._ask(request))
+        drawn = parallel.told(self._ask(request))
+        if self.sampler and self.probe and drawn.resent:
+            self.probe(self.sampler, self.loaded)
+        return drawn
 
     def draw_ahead(self, request: Request) -> None:
         """Begin to sample what `draw` will be asked for, by the weights as they are now."""
