@@ -42,6 +42,7 @@ LORA = "lora = {rank = 2}\n"
 PPO = "epochs = 2\nkl = {beta = 0.1}\nvalue = {learning_rate = 3e-4}\n" + ONLINE
 TETHERED = 'reference = "FOLDER/reference"\n'  # at no distance a sign would be one of rounding
 DATA = {"sft": "demonstrations", "reward": "rankings", "dpo": "rankings", "kto": "thumbs"}
+# Three updates of two minibatches: Adam makes a step of every rounding, so they are small.
 EVERYTHING = """
 steps = 3
 batch_size = 10
@@ -54,7 +55,7 @@ rewards = [{path = "FOLDER/rewards.py:kind"}]
 compute = {gradient_checkpointing = true}
 policy_loss = {ptx = {data = "FOLDER/demonstrations.jsonl", coefficient = 0.1}}
 sampling = {max_new_tokens = 8, stop_token_ids = [5, 8, 11, 14, 17], lag = 1}
-optimizer = {learning_rate = 3e-4}
+optimizer = {learning_rate = 1e-4}
 value = {shared = true}
 
 [stage.monitor]
