@@ -18,14 +18,15 @@ from tether import pipeline
 from tether.train.reward import train_reward
 
 # Batches are of five and device batches of two or three, so that the passes never come out even
-# between two processes: one of them makes a pass that does not count.
+# between two processes: one of them makes a pass that does not count. Adam makes a step of every
+# rounding, so steps are small: at 1e-4 nothing was seen to differ by more than 6e-7.
 FIT = """
 batch_size = 5
 device_batch_size = 2
 max_steps = 3
 evaluate_every = 2
 held_out = 0.25
-optimizer = {learning_rate = 3e-4}
+optimizer = {learning_rate = 1e-4}
 """
 ONLINE = """
 reference = "FOLDER/reference"
@@ -36,13 +37,12 @@ batch_size = 10
 minibatches = 1
 device_batch_size = 3
 sampling = {max_new_tokens = 8, stop_token_ids = [5, 8, 11, 14, 17]}
-optimizer = {learning_rate = 3e-4}
+optimizer = {learning_rate = 1e-4}
 """
 LORA = "lora = {rank = 2}\n"
-PPO = "epochs = 2\nkl = {beta = 0.1}\nvalue = {learning_rate = 3e-4}\n" + ONLINE
+PPO = "epochs = 2\nkl = {beta = 0.1}\nvalue = {learning_rate = 1e-4}\n" + ONLINE
 TETHERED = 'reference = "FOLDER/reference"\n'  # at no distance a sign would be one of rounding
 DATA = {"sft": "demonstrations", "reward": "rankings", "dpo": "rankings", "kto": "thumbs"}
-# Three updates of two minibatches: Adam makes a step of every rounding, so they are small.
 EVERYTHING = """
 steps = 3
 batch_size = 10
@@ -103,10 +103,12 @@ def runs(tmp_path_factory):
     """The recipe in this process, and in two processes in both ways."""
     folder = tmp_path_factory.mktemp("processes")
     toys.save(folder)
+    generator = torch.Generator().manual_seed(1)
     reference = AutoModelForCausalLM.from_pretrained(folder / "llama-False")
     with torch.no_grad():
         for parameter in reference.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += 0.02 * noise
     shutil.copytree(folder / "llama-False", folder / "reference")
     reference.save_pretrained(folder / "reference")
     toys.write_rewards(folder)
@@ -141,8 +143,8 @@ def test_two_processes_end_where_one_does(runs, stage, kind):
 
 
 def figures(out: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl, but for what is a matter of rounding, one token's, or of the clock."""
-    unlike = ("logprob_gap", "seconds", "approx_kl", "explained_variance", "importance_max")
+    """Rows of metrics.jsonl, but for what is a matter of rounding or of the clock."""
+    unlike = ("logprob_gap", "seconds", "approx_kl", "explained_variance")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         if "length" in row:
