@@ -171,6 +171,9 @@ def from_pretrained(
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "Unrecognized configuration class" in reason:
+            kind = "sequence classifier" if new_head or "num_labels" in changes else "causal model"
+            reason = f"transformers has no {kind} of {config.model_type!r}"
         raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
     unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     unfit = {name for name in unfit if not any(part in name for part in new_head)}

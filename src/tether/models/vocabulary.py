@@ -4,11 +4,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from tether.errors import ModelError
 from tether.models import adapters
 from tether.progress import notice
+
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # whose tokenizer.json says all
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -16,7 +24,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if adapters.is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
         path = adapters.base_of(path)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        # Of Qwen2, Phi-3 and some others AutoTokenizer takes its own rules for splitting text, even
+        # where the directory says that its tokenizer.json is all there is to it.
+        named = get_tokenizer_config(path, trust_remote_code=False).get("tokenizer_class")
+        auto = PreTrainedTokenizerFast if named in GENERIC else AutoTokenizer
+        return auto.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model={path!r} has no usable tokenizer: {reason}") from None
