@@ -11,19 +11,37 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.engine.test_decode import one_token_at_a_time
-from tests.models.architectures import ARCHITECTURES, EOS, WINDOW, save_architecture, tiny_of
+from tests.models.architectures import (
+    ARCHITECTURES,
+    EOS,
+    SHAPE,
+    TOKENIZER,
+    VOCABULARY,
+    WINDOW,
+    save_architecture,
+    tiny_of,
+)
 from tests.train import toys
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Model,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from tether.config import DPOConfig
 from tether.data.batches import Row, pack, pad
 from tether.engine.decode import generate_tokens
 from tether.engine.decoders import decoder_for
 from tether.engine.sampling import uniforms
-from tether.errors import ModelError
+from tether.engine.transformers_decoders import SlotDecoder, WholeDecoder
+from tether.errors import ConfigError, ModelError
 from tether.models import adapters, layouts
 from tether.models.language_model import completion_logprobs, load
 from tether.models.scalar_head import load_reward_model
+from tether.progress import notice
 from tether.sections import ComputeConfig, LoraConfig, OptimizerConfig, SamplingConfig
 from tether.train.online import train_ppo
 from tether.train.preference import train_dpo
@@ -138,6 +156,10 @@ def test_generation_is_the_plain_loop(models, name):
     language_model, model = models(name), tiny_of(name)
     room = max(map(len, PROMPTS)) + SAMPLING.max_new_tokens
     assert type(decoder_for(language_model, 3, room)).__name__ == ARCHITECTURES[name].decoder
+    assert_plain_loop(language_model, model)
+
+
+def assert_plain_loop(language_model, model):
     sampled = generate_tokens(language_model, PROMPTS, SAMPLING, seed=5, step=3)
     draws = uniforms(5, 3, list(range(len(PROMPTS))), SAMPLING.max_new_tokens).tolist()
     for prompt, row, found in zip(PROMPTS, draws, sampled, strict=True):
@@ -223,4 +245,129 @@ def test_an_adapter_is_trained_and_peft_loads_it(folders, models, tmp_path, name
     assert (plain_logprobs(plain, ROWS[0]) - before).abs().max() > 1e-3
 
 
+# --- packs that are parted ------------------------------------------------------------------------
+
+
+def test_parted_rows_by_hand():
+    # [5 6 7][8] and [9 10] stand in two packs; asked for are 6, 8 and 10.
+    batch = pack([Row([5, 6, 7], 1), Row([8], 0)], [Row([9, 10], 1)])
+    where = torch.isin(batch.input_ids, torch.tensor([6, 8, 10]))
+    rows, wanted = layouts.parted(batch, where)
+    assert rows.input_ids.tolist() == [[5, 6, 7], [8, 0, 0], [9, 10, 0]]
+    assert rows.last_mask.int().tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    assert rows.completion_mask.int().tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert rows.input_ids[wanted].tolist() == [6, 8, 10]
+    assert rows.position_ids is None
+    assert rows.attention_mask is None
+
+
+def told(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line]
+
+
+def test_parting_is_told_once_in_one_line(models, capsys):
+    notice.cache_clear()
+    for name in ("opt", "falcon", "opt", "gpt2"):
+        for layout in LAYOUTS.values():
+            with torch.no_grad():
+                completion_logprobs(models(name), layout)
+    first, second = told(capsys)
+    assert first.startswith("OPTForCausalLM lets rows that share a row of the batch see each other")
+    assert second.startswith("FalconForCausalLM")
+
+
+def test_decoding_without_a_cache_is_told_once_in_one_line(models, capsys):
+    notice.cache_clear()
+    for _ in range(2):
+        generate_tokens(models("mamba"), [[5, 9]], SAMPLING, seed=0)
+        generate_tokens(models("mistral"), [[5, 9]], SAMPLING, seed=0)
+    (line,) = told(capsys)
+    assert line.startswith("MambaForCausalLM does not give its own numbers with a cache")
+
+
+def test_whoever_stumbles_over_a_pack_is_given_padded_rows(tmp_path, monkeypatch):
+    own = GPT2Model.forward
+
+    def without_positions(self, input_ids, position_ids=None, **settings):
+        if position_ids is not None:
+            raise TypeError("no positions, please")
+        return own(self, input_ids, **settings)
+
+    monkeypatch.setattr(GPT2Model, "forward", without_positions)
+    language_model = load(str(save_architecture(tmp_path, "gpt2")), CPU)
+    assert not layouts.keeps_apart(language_model.model)
+    assert_same_logprobs(language_model, tiny_of("gpt2"))
+    assert isinstance(decoder_for(language_model, 2, 9), WholeDecoder)
+
+
+def test_windows_that_only_the_model_knows_of(tmp_path):
+    # GPT-Neo's cache names no window; its layers count columns back from the last one.
+    config = AutoConfig.for_model(
+        "gpt_neo",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=64,
+        window_size=8,
+        attention_types=[[["global", "local"], 1]],
+        initializer_range=0.2,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    language_model = load(str(tmp_path), CPU)
+    assert_same_logprobs(language_model, model)
+    assert type(decoder_for(language_model, 3, 8)) is SlotDecoder
+    assert_plain_loop(language_model, model)
+
+
 # --- what is not served ---------------------------------------------------------------------------
+
+
+def test_a_model_whose_tokens_see_ahead_is_refused(tmp_path):
+    config = AutoConfig.for_model("bert", **SHAPE)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="a BertLMHeadModel, in which tokens see what follows"):
+        load(str(tmp_path), CPU)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    config = T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is an encoder-decoder \(t5\); give a decoder-only"):
+        load(str(tmp_path), CPU)
+
+
+def test_a_model_without_a_backbone_of_its_own_is_refused(tmp_path):
+    chunks = {"attention_chunk_size": WINDOW, "no_rope_layers": [1, 0], "num_local_experts": 2}
+    settings = {**SHAPE, **chunks, "head_dim": 8, "intermediate_size_mlp": 48}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4_text", **settings))
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="Llama4ForCausalLM has no backbone apart from its head"):
+        load(str(tmp_path), CPU)
+
+
+def test_noise_on_a_router_is_set_to_zero(models):
+    # It acts in training mode and would make two passes differ.
+    model = models("mixtral").model
+    assert model.config.router_jitter_noise == 0
+    model.train()
+    with torch.no_grad():
+        one, other = (completion_logprobs(models("mixtral"), pad(ROWS))[0] for _ in range(2))
+    model.eval()
+    assert torch.equal(one, other)
+
+
+def test_layers_of_the_experts_are_no_targets(folders):
+    lora = LoraConfig(rank=2, targets=("gate_proj",))
+    with pytest.raises(ConfigError, match=r"'gate_proj' is no linear layer of this Qwen3Next"):
+        load(folders("qwen3-next"), CPU, trainable=True, lora=lora)
+
+
+def test_targets_that_peft_refuses(folders):
+    with pytest.raises(ConfigError, match=r"lora.targets=\[.*'out_proj' is incompatible"):
+        load(folders("mamba"), CPU, trainable=True, lora=LoraConfig(rank=2))

@@ -182,6 +182,10 @@ def from_pretrained(
             f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "
             f"{type(model).__name__}; give a directory that was saved as one"
         )
+    if model.base_model is model:
+        raise ModelError(
+            f"model={path!r}: {type(model).__name__} has no backbone apart from its head"
+        )
     model.to(place.device)
     if hasattr(model, "score") or auto == AutoModelForCausalLM:
         layouts.keeps_apart(model)  # found out now, while every process loads the same model
@@ -379,10 +383,11 @@ def _changes_logits(config: PretrainedConfig) -> bool:
 def _check_head(language_model: LanguageModel) -> None:
     """Make sure that no token sees ahead and that `head` gives the model's own logits."""
     model, device = language_model.model, language_model.place.device
-    if model.base_model is model or layouts.sees_ahead(model):
+    if layouts.sees_ahead(model):
+        name = type(model).__name__
         raise ModelError(
-            f"model={model.name_or_path!r} is a {type(model).__name__}, in which tokens see what "
-            "follows or whose layers cannot be told from its head; give a decoder-only model"
+            f"model={model.name_or_path!r} is a {name}, in which tokens see what follows them, so "
+            "it cannot be sampled from; give a decoder-only model"
         )
     ids = torch.tensor([[next(iter(language_model.stop_ids)), 0, 1]], device=device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state

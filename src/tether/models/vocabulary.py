@@ -37,6 +37,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends a completion: what the generation settings and the tokenizer name.
 
+    Ids that have no embedding are left out, as the 50256 of a small GPT-2 with default settings.
+
     Raises:
         ModelError: None of them names one.
     """
@@ -44,7 +46,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     ids = {
         token
         for token in [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-        if isinstance(token, int)
+        if isinstance(token, int) and token < num_rows(model)
     }
     if not ids:
         raise ModelError(
