@@ -300,6 +300,17 @@ def test_whoever_stumbles_over_a_pack_is_given_padded_rows(tmp_path, monkeypatch
     assert isinstance(decoder_for(language_model, 2, 9), WholeDecoder)
 
 
+def test_a_model_that_does_not_look_back_yet_is_given_padded_rows():
+    # Attention that starts at 0 would hide that packed rows see each other, and training shows it.
+    for name in ("opt", "gpt2"):
+        model = tiny_of(name)
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "self_attn.out_proj" in parameter_name or "attn.c_proj" in parameter_name:
+                    parameter.zero_()
+        assert not layouts.keeps_apart(model)
+
+
 def test_windows_that_only_the_model_knows_of(tmp_path):
     # GPT-Neo's cache names no window; its layers count columns back from the last one.
     config = AutoConfig.for_model(

@@ -80,14 +80,20 @@ def same(model: PreTrainedModel, found: Tensor, wanted: Tensor) -> bool:
 @torch.no_grad()
 def _try_pack(model: PreTrainedModel) -> bool:
     first, second, third = rows = _rows(model, LENGTHS)
-    alone = torch.cat([_hidden(model, pad([row]))[0] for row in rows])
+    other = Row([*first.ids[1::-1], *first.ids[2:]], 1)  # begins otherwise, ends like the first
+    alone = [
+        hidden[: len(row.ids)]
+        for hidden, row in zip(_hidden(model, pad([*rows, other])), [*rows, other], strict=True)
+    ]
+    if same(model, alone[0][-1], alone.pop()[-1]):
+        return False  # nothing looks back, as where attention starts at 0: nothing would show
     batch = pack([first, second], [third])
     real = batch.last_mask.flip(1).cumsum(1).flip(1) > 0
     try:
         together = _hidden(model, batch)[real.to(model.device)]
     except Exception:  # whatever it stumbles over, padded rows remain
         return False
-    return same(model, together, alone)
+    return same(model, together, torch.cat(alone))
 
 
 def _rows(model: PreTrainedModel, lengths: tuple[int, ...]) -> list[Row]:
