@@ -29,7 +29,7 @@ from tether.core import kl, logprobs
 from tether.data.batches import Batch
 from tether.errors import ModelError
 from tether.kernels import head
-from tether.models import adapters, layouts, llama
+from tether.models import adapters, layouts, llama, logits
 from tether.models.place import Device, at_work, pick_device, rest
 from tether.models.vocabulary import give_every_token_a_row, load_tokenizer, stop_ids
 from tether.sections import ComputeConfig, LoraConfig
@@ -74,7 +74,7 @@ class LanguageModel:
             not isinstance(head, nn.Linear)
             or type(head) is not nn.Linear
             or head.bias is not None
-            or _changes_logits(config)
+            or logits.changes(config)
         ):
             return None
         return head.weight
@@ -82,8 +82,8 @@ class LanguageModel:
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits of hidden states, in float32."""
         with torch.autocast(self.place.device.type, enabled=False):
-            logits = cast(nn.Module, self.model.get_output_embeddings())(hidden.float())
-        return _transform_logits(self.model.config, logits)
+            found = cast(nn.Module, self.model.get_output_embeddings())(hidden.float())
+        return logits.transform(self.model.config, found)
 
     def hidden_states(self, batch: Batch, where: Bool[Tensor, "B S"]) -> Float[Tensor, "N D"]:
         """Last hidden states of the tokens of a batch where `where` is True, row after row."""
@@ -155,38 +155,12 @@ def from_pretrained(
         raise ModelError(
             f"model={path!r} is an encoder-decoder ({kind}); give a decoder-only model"
         )
-    for name, value in {**_no_dropout(config), **changes}.items():
+    _set_noise_off(config)
+    for name, value in changes.items():
         setattr(config, name, value)
-    try:
-        model, found = auto.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=place.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **adapters.quantized(lora, place),
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if "Unrecognized configuration class" in reason:
-            kind = "sequence classifier" if new_head or "num_labels" in changes else "causal model"
-            reason = f"transformers has no {kind} of {config.model_type!r}"
-        raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
-    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    unfit = {name for name in unfit if not any(part in name for part in new_head)}
-    if unfit:
-        raise ModelError(
-            f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "
-            f"{type(model).__name__}; give a directory that was saved as one"
-        )
-    if model.base_model is model:
-        raise ModelError(
-            f"model={path!r}: {type(model).__name__} has no backbone apart from its head"
-        )
-    model.to(place.device)
+    settings = {"attn_implementation": place.attention, **adapters.quantized(lora, place)}
+    model = _read(auto, path, config, settings, new_head)
+    model.to(place.device)  # pyright: ignore[reportArgumentType]
     if hasattr(model, "score") or auto == AutoModelForCausalLM:
         layouts.keeps_apart(model)  # found out now, while every process loads the same model
     if place.checkpointing:  # for transformers' own forward; which is deprecated the older name
@@ -194,6 +168,43 @@ def from_pretrained(
         enable = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False, "context_fn": adapters.recomputed_alike(model)})
         model.eval()
+    return model
+
+
+def _read(
+    auto: Any,
+    path: str,
+    config: PretrainedConfig,
+    settings: dict[str, Any],
+    new_head: tuple[str, ...],
+) -> PreTrainedModel:
+    try:
+        model, found = auto.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "Unrecognized configuration class" in reason:
+            kind = "causal model" if auto == AutoModelForCausalLM else "sequence classifier"
+            reason = f"transformers has no {kind} of {config.model_type!r}"
+        raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
+    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    unfit = {name for name in unfit if not any(part in name for part in new_head)}
+    name = type(model).__name__
+    if unfit:
+        raise ModelError(
+            f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "
+            f"{name}; give a directory that was saved as one"
+        )
+    if model.base_model is model:
+        raise ModelError(f"model={path!r}: {name} has no backbone apart from its head")
     return model
 
 
@@ -347,13 +358,12 @@ def completion_kl(
         return torch.cat([kl.exact(a / temperature, b / temperature) for a, b in pairs])
 
 
-def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
-    """Every dropout rate of a configuration, and the noise on a router, set to 0.
-
-    Either makes ratios differ from 1.
-    """
-    names = [n for n, v in vars(config).items() if isinstance(v, float)]
-    return dict.fromkeys((n for n in names if "drop" in n or "jitter" in n), 0.0)
+def _set_noise_off(config: PretrainedConfig) -> None:
+    """Set every dropout rate and the noise on a router to 0: either makes ratios differ from 1."""
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(part, name, 0.0)
 
 
 def active_dropout(model: nn.Module) -> list[str]:
@@ -361,22 +371,6 @@ def active_dropout(model: nn.Module) -> list[str]:
     rates = [(name, getattr(m, "attention_dropout", 0.0)) for name, m in model.named_modules()]
     rates += [(name, m.p) for name, m in model.named_modules() if isinstance(m, nn.Dropout)]
     return [name for name, rate in rates if isinstance(rate, float) and rate > 0]
-
-
-def _transform_logits(config: PretrainedConfig, logits: Tensor) -> Tensor:
-    """What some architectures do to the logits after the head."""
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def _changes_logits(config: PretrainedConfig) -> bool:
-    names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    return any(getattr(config, name, None) for name in names)
 
 
 @torch.no_grad()
