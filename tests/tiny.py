@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE, WordLevel
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE, Unigram, WordLevel
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -72,6 +72,28 @@ def metaspace_tokenizer(pad_is_eos: bool = False, bos: bool = True) -> PreTraine
     trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=names, show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return _finish(tokenizer, pad_is_eos=pad_is_eos, bos=bos, unk_token=UNK)
+
+
+def unigram_tokenizer(bos: bool = True, ends: bool = False) -> PreTrainedTokenizerFast:
+    """T5's and Gemma's kind: likely pieces, blanks become "▁"; `ends` adds <eos> to every text."""
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=[UNK, EOS, BOS, PAD], unk_token=UNK, show_progress=False
+    )
+    tokenizer.train_from_iterator([*SENTENCES * 5, TEXT], trainer)
+    added = [(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)]
+    text = " ".join([BOS] * bos + ["$A"] + [EOS] * ends)
+    tokenizer.post_processor = processors.TemplateProcessing(single=text, special_tokens=added)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        **({"bos_token": BOS} if bos else {}),
+    )
 
 
 def _finish(

@@ -4,6 +4,7 @@ Where there is no terminal it is plain lines, and in a notebook one line that ch
 """
 
 import time
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,12 @@ console = Console(stderr=True, highlight=False, quiet=not leads())  # what is go
 results = Console(highlight=False, quiet=not leads())  # what came out, on standard output
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_CHANGES = 0.5  # of the line in a notebook
+
+
+@cache
+def notice(text: str) -> None:
+    """Say on the terminal what is done otherwise than usual; each text once a process."""
+    console.print(text, soft_wrap=True)
 
 
 class Steps:

@@ -9,6 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from tether.data.batches import Row, pack, pad
 from tether.engine.decode import check_lengths, completion_text, generate_tokens
+from tether.engine.decoders import decoder_for
 from tether.engine.sampling import uniforms
 from tether.errors import ConfigError
 from tether.kernels.build import library
@@ -120,6 +121,8 @@ def test_rows_that_have_ended_leave_the_batch(language_model):
         lambda module, args, kwargs, output: sizes.append(len(kwargs["input_ids"])),
         with_kwargs=True,
     )
+    decoder_for(language_model, 1, 8)  # which is tried on a few tokens once
+    sizes.clear()
     sampled = generate_tokens(language_model, PROMPTS, SAMPLING, seed=5, step=3)
     hook.remove()
     # Eleven different prompts are read; then one token for each row that has not ended.

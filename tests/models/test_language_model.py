@@ -225,6 +225,7 @@ def test_one_helper_owns_the_forward_pass():
     assert calls == {
         ("language_model", "hidden_states"),
         ("language_model", "_check_head"),
+        ("layouts", "_hidden"),
         ("llama", "_agrees"),
         ("parallel", "_backbone"),
         ("transformers_decoders", "run"),

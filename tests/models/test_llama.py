@@ -27,6 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from tether.data.batches import Row, pack, pad
 from tether.models import llama
 from tether.models.language_model import hidden_states, pick_device, predicting
+from tether.models.layouts import keeps_apart
 from tether.models.llama import Sequences, lean
 from tether.sections import ComputeConfig
 
@@ -277,6 +278,7 @@ def test_rows_that_a_window_would_cut_go_to_transformers(length, by_transformers
     rows = [Row(list(range(length)), 1), Row([5, 6, 7], 1), Row(list(range(8, 17)), 1)]
     wanted = predicting_plain(model, rows)
     assert lean(model) is not None
+    assert keeps_apart(model)
     for batch in (pad(rows), pack(rows)):  # a pack is wide, but its rows are not
         own = type(model.base_model).forward
         with mock.patch.object(type(model.base_model), "forward", autospec=True) as spy:

@@ -5,18 +5,30 @@ A decoder owns `slots` places, each with room for one sequence. `prefill` fills 
 those in `transformers_decoders` any other.
 """
 
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from tether.data.batches import Row, pad
 from tether.engine.graphs import REACH, GraphedStep
-from tether.engine.transformers_decoders import SlotDecoder, StepDecoder, slots_serve
+from tether.engine.transformers_decoders import (
+    SlotDecoder,
+    StepDecoder,
+    WholeDecoder,
+    slots_serve,
+)
 from tether.kernels import gpu
 from tether.kernels.cache import Cache
-from tether.models import llama
+from tether.models import layouts, llama
 from tether.models.language_model import LanguageModel
+from tether.models.vocabulary import num_rows
+from tether.progress import notice
 
 PREFILL_TOKENS = 8192  # prompt tokens a forward pass, so that activations stay small
 
@@ -47,9 +59,15 @@ def decoder_for(language_model: LanguageModel, slots: int, room: int) -> Decoder
     lean = llama.lean(language_model.model, language_model.adapter)
     if lean and room <= lean.window:
         return LlamaDecoder(language_model, lean, slots, room)
-    if slots_serve(language_model.model, room):
+    if slots_serve(language_model.model, room) and is_right(language_model, _few_slots):
         return SlotDecoder(language_model, slots, room)
-    return StepDecoder(language_model)
+    if is_right(language_model, StepDecoder):
+        return StepDecoder(language_model)
+    notice(
+        f"{type(language_model.model).__name__} does not give its own numbers with a cache; every "
+        "token is sampled from a pass over the whole row, which is slow"
+    )
+    return WholeDecoder(language_model)
 
 
 class LlamaDecoder:
@@ -119,3 +137,46 @@ class LlamaDecoder:
             x, delta = llama.after_attention(layer, x, attended, self.llama)
         assert delta is not None
         return llama.last_norm(x, delta, self.llama)
+
+
+_found: "weakref.WeakKeyDictionary[PreTrainedModel, dict[str, bool]]" = weakref.WeakKeyDictionary()
+
+
+def _few_slots(language_model: LanguageModel) -> SlotDecoder:
+    return SlotDecoder(language_model, 3, 8)
+
+
+def is_right(language_model: LanguageModel, make: Callable[[LanguageModel], Decoder]) -> bool:
+    """Whether a decoder gives the hidden states of whole rows; tried once a model, in float32.
+
+    What `make` makes of a model has room for 3 slots of 8 tokens.
+    """
+    model, place = language_model.model, language_model.place
+    wide = replace(language_model, place=place._replace(dtype=torch.float32))
+    known = _found.setdefault(model, {})
+    name = make.__name__
+    if name not in known:
+        try:
+            known[name] = _tried(wide, make(wide))
+        except Exception:  # whatever it stumbles over, another decoder remains
+            known[name] = False
+    return known[name]
+
+
+@torch.no_grad()
+def _tried(language_model: LanguageModel, decoder: Decoder) -> bool:
+    """Two rows of unlike lengths and a copy, then one token more of each, then of some."""
+    model, device = language_model.model, language_model.place.device
+    tokens = [i % num_rows(model) for i in range(13)]
+    rows = {0: tokens[:5], 1: tokens[5:7], 2: tokens[5:7]}
+    found = [decoder.prefill([rows[0], rows[1]], [[0], [1, 2]])]
+    wanted = [rows[0], rows[1]]
+    for slots, new in (((0, 1, 2), tokens[7:10]), ((0, 2), tokens[10:12]), ((2,), tokens[12:13])):
+        for slot, token in zip(slots, new, strict=True):
+            rows[slot] = [*rows[slot], token]
+        places = [len(rows[slot]) - 1 for slot in slots]
+        found.append(decoder.step(*(torch.tensor(x, device=device) for x in (new, slots, places))))
+        wanted += [rows[slot] for slot in slots]
+    batch = pad([Row(ids, len(ids)) for ids in wanted])
+    right = language_model.hidden_states(batch, batch.last_mask)
+    return layouts.same(model, torch.cat(found).float(), right.float())

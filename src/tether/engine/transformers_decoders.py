@@ -1,6 +1,6 @@
 """Decoders for any causal language model of transformers, with its own forward."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,9 +17,15 @@ from tether.data.batches import Row, pad
 from tether.models.adapters import using
 from tether.models.language_model import LanguageModel
 
+# Windows that the cache is not told of: the model itself counts columns back from the last one.
+OWN_WINDOWS = {"gpt_neo": "window_size"}
+
 
 def slots_serve(model: PreTrainedModel, room: int) -> bool:
     """Whether every layer looks back at all `room` tokens through keys and values."""
+    own = OWN_WINDOWS.get(model.config.model_type)
+    if own and getattr(model.config, own) < room:
+        return False
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicSlidingWindowLayer and room <= layer.sliding_window:
             continue
@@ -166,7 +172,8 @@ class StepDecoder:
         if len(slot) < len(self.slots):
             kept = torch.isin(self.slots, slot.cpu())
             self.slots, self.mask = self.slots[kept], self.mask[kept]
-            self.cache.batch_select_indices(kept.nonzero().flatten().to(token.device))
+            places = kept.nonzero().flatten().to(token.device)
+            self.cache.reorder_cache(cast(torch.LongTensor, places))  # states have nothing else
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
         order = torch.argsort(slot)[torch.argsort(torch.argsort(self.slots)).to(slot.device)]
         hidden = run(
@@ -194,3 +201,31 @@ def run(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+
+class WholeDecoder:
+    """The whole row through the model for every token: for models whose cache cannot be trusted."""
+
+    refills = True
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        self.language_model = language_model
+        self.rows: dict[int, list[int]] = {}
+
+    def prefill(self, prompts: list[list[int]], slots: list[list[int]]) -> Float[Tensor, "P D"]:
+        """Read the prompts as one batch."""
+        self.rows.update(
+            (slot, prompt) for prompt, own in zip(prompts, slots, strict=True) for slot in own
+        )
+        return self._last(prompts)
+
+    def step(self, token: Tensor, slot: Tensor, position: Tensor) -> Float[Tensor, "B D"]:
+        """One token a slot."""
+        numbers = slot.tolist()
+        for number, new, place in zip(numbers, token.tolist(), position.tolist(), strict=True):
+            self.rows[number] = [*self.rows[number][:place], new]
+        return self._last([self.rows[number] for number in numbers])
+
+    def _last(self, rows: list[list[int]]) -> Float[Tensor, "B D"]:
+        batch = pad([Row(ids, len(ids)) for ids in rows])
+        return self.language_model.hidden_states(batch, batch.last_mask)

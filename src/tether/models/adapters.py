@@ -31,6 +31,7 @@ from tether.sections import LoraConfig
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "base_model.model.score.weight"  # the head of a reward model, in the file
 MATRICES = ("lora_A", "lora_B")
+OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 PLAIN = {"bias": "none", "use_dora": False, "lora_bias": False, "trainable_token_indices": None}
 
 
@@ -154,7 +155,7 @@ def attach(model: PreTrainedModel, name: str, lora: LoraConfig, *, seed: int) ->
     """Put a new adapter on a frozen model; as B is 0, it computes what the model did.
 
     Raises:
-        ConfigError: A target names no linear layer.
+        ConfigError: A target names no linear layer, or one that peft does not adapt.
     """
     from peft import LoraConfig as PeftConfig
 
@@ -172,7 +173,10 @@ def attach(model: PreTrainedModel, name: str, lora: LoraConfig, *, seed: int) ->
         target_modules=list(lora.targets) or short,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
     )
-    _inject(model, name, config, trainable=True, seed=seed)
+    try:
+        _inject(model, name, config, trainable=True, seed=seed)
+    except ValueError as error:  # parts that fused kernels read past their layers, as in Mamba
+        raise ConfigError(f"lora.targets={sorted(config.target_modules or ())}: {error}") from None
 
 
 def attach_from(model: PreTrainedModel, name: str, path: str, *, trainable: bool) -> None:
@@ -218,11 +222,20 @@ def _inject(model: PreTrainedModel, name: str, config: Any, *, trainable: bool, 
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers below the head, by name, whether they hold adapters or not."""
+    """The linear layers below the head, by name, whether they hold adapters or not.
+
+    In a mixture of experts without those that peft takes for the experts' own, which transformers
+    keeps as one block of numbers.
+    """
+    base, prefix = model.base_model, model.base_model_prefix
+    mixture = any(p.dim() == 3 and ".experts." in name for name, p in base.named_parameters())
     found: dict[str, nn.Module] = {}
-    for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
+    for name, module in base.named_modules(prefix=prefix):
+        own = name.removesuffix(".base_layer")
+        if mixture and own.rpartition(".")[2] in OF_EXPERTS:
+            continue
         if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name:
-            found[name.removesuffix(".base_layer")] = module
+            found[own] = module
     return found
 
 

@@ -154,7 +154,8 @@ def _tokenize(
         verbose=False,
     )
     ids, spans = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    if ids and ids[-1] == tokenizer.eos_token_id and spans[-1][0] == spans[-1][1]:
+    opened = int(bool(ids) and ids[0] == tokenizer.bos_token_id)  # which OPT's EOS is as well
+    if len(ids) > opened and ids[-1] == tokenizer.eos_token_id and spans[-1][0] == spans[-1][1]:
         ids, spans = ids[:-1], spans[:-1]  # it covers no character, so it was not in the text
     return ids, [end for _, end in spans]
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,8 +29,9 @@ from tether.core import kl, logprobs
 from tether.data.batches import Batch
 from tether.errors import ModelError
 from tether.kernels import head
-from tether.models import adapters, llama
+from tether.models import adapters, layouts, llama, logits
 from tether.models.place import Device, at_work, pick_device, rest
+from tether.models.vocabulary import give_every_token_a_row, load_tokenizer, stop_ids
 from tether.sections import ComputeConfig, LoraConfig
 
 # What it warns of (a head that is new, a bar for one small file) is meant to be so here.
@@ -74,7 +74,7 @@ class LanguageModel:
             not isinstance(head, nn.Linear)
             or type(head) is not nn.Linear
             or head.bias is not None
-            or _changes_logits(config)
+            or logits.changes(config)
         ):
             return None
         return head.weight
@@ -82,8 +82,8 @@ class LanguageModel:
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits of hidden states, in float32."""
         with torch.autocast(self.place.device.type, enabled=False):
-            logits = cast(nn.Module, self.model.get_output_embeddings())(hidden.float())
-        return _transform_logits(self.model.config, logits)
+            found = cast(nn.Module, self.model.get_output_embeddings())(hidden.float())
+        return logits.transform(self.model.config, found)
 
     def hidden_states(self, batch: Batch, where: Bool[Tensor, "B S"]) -> Float[Tensor, "N D"]:
         """Last hidden states of the tokens of a batch where `where` is True, row after row."""
@@ -111,13 +111,14 @@ def load(
         seed: Of a new adapter.
 
     Raises:
-        ModelError: No such directory, or not a causal language model with a fast tokenizer.
+        ModelError: No such directory, or no causal language model whose tokenizer fits it.
         ConfigError: `lora` does not fit the model, the adapter or the machine.
     """
     place, base = pick_device(compute), adapters.base_of(path)
     model = from_pretrained(AutoModelForCausalLM, base, place, lora=lora if trainable else FULL)
-    tokenizer = load_tokenizer(path)
-    language_model = LanguageModel(model, tokenizer, _stop_ids(model, tokenizer), place)
+    tokenizer, adapted = load_tokenizer(path), base != path or (trainable and lora.rank > 0)
+    give_every_token_a_row(model, tokenizer, adapted=adapted)
+    language_model = LanguageModel(model, tokenizer, stop_ids(model, tokenizer), place)
     _check_head(language_model)
     language_model.adapter = adapters.prepare(
         model, path, "policy", trainable=trainable, lora=lora, seed=seed
@@ -149,36 +150,61 @@ def from_pretrained(
         ModelError: It cannot be read, or lacks weights (transformers would draw them at random).
     """
     config = load_config(path)
-    for name, value in {**_no_dropout(config), **changes}.items():
-        setattr(config, name, value)
-    try:
-        model, found = auto.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=place.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **adapters.quantized(lora, place),
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
-    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    unfit = {name for name in unfit if not any(part in name for part in new_head)}
-    if unfit:
+    if auto == AutoModelForCausalLM and config.is_encoder_decoder:
+        kind = config.model_type
         raise ModelError(
-            f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "
-            f"{type(model).__name__}; give a directory that was saved as one"
+            f"model={path!r} is an encoder-decoder ({kind}); give a decoder-only model"
         )
-    model.to(place.device)
+    _set_noise_off(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    settings = {"attn_implementation": place.attention, **adapters.quantized(lora, place)}
+    model = _read(auto, path, config, settings, new_head)
+    model.to(place.device)  # pyright: ignore[reportArgumentType]
+    if hasattr(model, "score") or auto == AutoModelForCausalLM:
+        layouts.keeps_apart(model)  # found out now, while every process loads the same model
     if place.checkpointing:  # for transformers' own forward; which is deprecated the older name
         name = "activation_checkpointing_enable"
         enable = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False, "context_fn": adapters.recomputed_alike(model)})
         model.eval()
+    return model
+
+
+def _read(
+    auto: Any,
+    path: str,
+    config: PretrainedConfig,
+    settings: dict[str, Any],
+    new_head: tuple[str, ...],
+) -> PreTrainedModel:
+    try:
+        model, found = auto.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "Unrecognized configuration class" in reason:
+            kind = "causal model" if auto == AutoModelForCausalLM else "sequence classifier"
+            reason = f"transformers has no {kind} of {config.model_type!r}"
+        raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
+    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    unfit = {name for name in unfit if not any(part in name for part in new_head)}
+    name = type(model).__name__
+    if unfit:
+        raise ModelError(
+            f"model={path!r} has no fitting weights for {min(unfit)!r} ({len(unfit)} in all) of a "
+            f"{name}; give a directory that was saved as one"
+        )
+    if model.base_model is model:
+        raise ModelError(f"model={path!r}: {name} has no backbone apart from its head")
     return model
 
 
@@ -205,17 +231,6 @@ def load_config(path: str) -> PretrainedConfig:
         raise ModelError(f"model={path!r} cannot be loaded: {reason}") from None
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id; of an adapter without one, its base's."""
-    if adapters.is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        path = adapters.base_of(path)
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"model={path!r} has no usable tokenizer: {reason}") from None
-
-
 def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> None:
     """Write a Hugging Face directory (safetensors) with the tokenizer and our `tether.json`.
 
@@ -237,8 +252,8 @@ def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> 
 
 def max_positions(config: PretrainedConfig) -> int:
     """Positions of a model, in tokens; a large number where it names none."""
-    text = config.get_text_config()
-    return getattr(text, "max_position_embeddings", None) or 1 << 30
+    text, names = config.get_text_config(), ("max_position_embeddings", "max_seq_len")
+    return next((n for name in names if (n := getattr(text, name, None))), 1 << 30)
 
 
 def hidden_states(
@@ -264,6 +279,7 @@ def hidden_states(
             layers = llama.layers(lean, place.dtype, adapter)
             anew = place.checkpointing and torch.is_grad_enabled()
             return llama.hidden_states(lean, sequences, layers, checkpointing=anew)[:count]
+    batch, where = layouts.as_it_can_read(model, batch, where)
     if place.checkpointing:
         model.train(torch.is_grad_enabled())  # transformers checkpoints in this mode only
     with place.autocast(), adapters.using(model, adapter):
@@ -342,25 +358,12 @@ def completion_kl(
         return torch.cat([kl.exact(a / temperature, b / temperature) for a, b in pairs])
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a completion: what the generation settings and the tokenizer name."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = {
-        token
-        for token in [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-        if isinstance(token, int)
-    }
-    if not ids:
-        raise ModelError(
-            f"model={model.name_or_path!r} names no end token; set eos_token in its tokenizer"
-        )
-    return frozenset(ids)
-
-
-def _no_dropout(config: PretrainedConfig) -> dict[str, float]:
-    """Every dropout rate of a configuration, set to 0: dropout makes ratios differ from 1."""
-    names = [n for n, v in vars(config).items() if ("drop" in n) and isinstance(v, float)]
-    return dict.fromkeys(names, 0.0)
+def _set_noise_off(config: PretrainedConfig) -> None:
+    """Set every dropout rate and the noise on a router to 0: either makes ratios differ from 1."""
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(part, name, 0.0)
 
 
 def active_dropout(model: nn.Module) -> list[str]:
@@ -370,26 +373,16 @@ def active_dropout(model: nn.Module) -> list[str]:
     return [name for name, rate in rates if isinstance(rate, float) and rate > 0]
 
 
-def _transform_logits(config: PretrainedConfig, logits: Tensor) -> Tensor:
-    """What some architectures do to the logits after the head."""
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def _changes_logits(config: PretrainedConfig) -> bool:
-    names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    return any(getattr(config, name, None) for name in names)
-
-
 @torch.no_grad()
 def _check_head(language_model: LanguageModel) -> None:
-    """Make sure that `head` on hidden states gives the model's own logits."""
+    """Make sure that no token sees ahead and that `head` gives the model's own logits."""
     model, device = language_model.model, language_model.place.device
+    if layouts.sees_ahead(model):
+        name = type(model).__name__
+        raise ModelError(
+            f"model={model.name_or_path!r} is a {name}, in which tokens see what follows them, so "
+            "it cannot be sampled from; give a decoder-only model"
+        )
     ids = torch.tensor([[next(iter(language_model.stop_ids)), 0, 1]], device=device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     ours = language_model.head(hidden[0])

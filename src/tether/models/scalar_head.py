@@ -33,11 +33,17 @@ from tether.models.language_model import (
     from_pretrained,
     hidden_states,
     load_config,
-    load_tokenizer,
     max_positions,
     predicting,
 )
 from tether.models.place import Device, at_work, pick_device, rest
+from tether.models.vocabulary import (
+    give_every_token_a_row,
+    lengthen,
+    load_tokenizer,
+    num_ids,
+    num_rows,
+)
 from tether.records import Text
 from tether.sections import ComputeConfig, LoraConfig
 
@@ -171,12 +177,12 @@ def new_reward_model(
         name = type(model).__name__
         raise ConfigError(f"lora.rank={lora.rank} but {name} is an encoder; set lora.rank = 0")
     tokenizer = load_tokenizer(path)
-    embeddings = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        if not lora.rank or len(tokenizer) < embeddings:
-            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        if len(tokenizer) > embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    give_every_token_a_row(model, tokenizer, adapted=base != path or lora.rank > 0)
+    room = not lora.rank or num_ids(tokenizer) < num_rows(model)
+    if room and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if num_ids(tokenizer) > num_rows(model) and not lora.rank:  # plain transformers reads pads
+        lengthen(model, num_ids(tokenizer))
     tokenizer.padding_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -230,6 +236,7 @@ def load_classifier(path: str, compute: ComputeConfig, *, trainable: bool = Fals
     rest(model, place)
     head, reads_both_ways = head_of(model)
     tokenizer = load_tokenizer(path)
+    give_every_token_a_row(model, tokenizer, adapted=False)
     if reads_both_ways and tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {path!r} has no pad token; an encoder needs one")
     return RewardModel(model, head, place, tokenizer, None, encoder=reads_both_ways)
@@ -350,7 +357,7 @@ def value_model_from_backbone(
     model: PreTrainedModel, place: Device, adapter: str = ""
 ) -> ScalarModel:
     """A value model on the backbone of `model` with that adapter, and a head that starts at 0."""
-    width = cast(int, model.config.get_text_config().hidden_size)
+    width = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim  # of OPT-350m: 512
     head = nn.Linear(width, 1, device=place.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
