@@ -28,6 +28,7 @@ from tether.ranks import alone, count, leads, local_rank, rank
 __all__ = ["alone", "count", "leads", "local_rank", "rank"]
 
 T = TypeVar("T")
+Place = TypeVar("Place", bound=Any)  # models.place.Device
 PATIENCE = timedelta(hours=2)  # one process may compute alone for so long while others wait
 BUCKET = 1 << 24  # numbers that are summed over the processes in one go
 
@@ -183,21 +184,31 @@ def _norm(parameters: Sequence[Tensor]) -> Tensor:
 # --- sharded models -------------------------------------------------------------------------------
 
 
-def shard(model: nn.Module, kind: str) -> None:
-    """Shard a model over the processes, for `kind` "fsdp"; once, after its adapters are on it.
+def before_sharding(place: Place, kind: str) -> Place:
+    """Where to load a model that will be sharded: in the CPU's memory, which holds it whole."""
+    sharded = count() > 1 and kind == "fsdp"
+    return place._replace(device=torch.device("cpu")) if sharded else place
+
+
+def shard(model: nn.Module, kind: str, device: torch.device) -> None:
+    """Shard a model over the processes, for `kind` "fsdp", and bring it to its device.
 
     Its forward pass is then `model.backbone(**inputs)`, the last hidden states, and `.reshard()`
     lets go of the weights that a pass without gradients has gathered. A model without a list of
     decoder layers (an encoder) stays whole.
     """
     layers = decoder_layers(model)
-    if count() == 1 or kind != "fsdp" or isinstance(model, FSDPModule) or layers is None:
+    if count() == 1 or kind != "fsdp" or isinstance(model, FSDPModule):
+        return
+    if layers is None:
+        model.to(device)
         return
     join()
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (count(),))
+    mesh = init_device_mesh(device.type, (count(),))
     small = {p for n, p in model.named_parameters() if ".lora_" in n or n.startswith("score.")}
-    for layer in layers:
+    for parameter in small:
+        parameter.data = parameter.data.to(device)
+    for layer in layers:  # each comes to the device, whole, and is cut before the next
         fully_shard(layer, mesh=mesh, ignored_params=small)
 
     setattr(model, "backbone", types.MethodType(_backbone, model))  # noqa: B010

@@ -97,6 +97,7 @@ def load(
     trainable: bool = False,
     lora: LoraConfig = FULL,
     seed: int = 0,
+    shard: bool = False,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer; dropout is set to 0.
 
@@ -109,13 +110,15 @@ def load(
         trainable: False freezes the weights.
         lora: The adapter to train.
         seed: Of a new adapter.
+        shard: True spreads the weights over the processes, where there are several.
 
     Raises:
         ModelError: No such directory, or no causal language model whose tokenizer fits it.
         ConfigError: `lora` does not fit the model, the adapter or the machine.
     """
     place, base = pick_device(compute), adapters.base_of(path)
-    model = from_pretrained(AutoModelForCausalLM, base, place, lora=lora if trainable else FULL)
+    first = parallel.before_sharding(place, compute.parallel) if shard else place
+    model = from_pretrained(AutoModelForCausalLM, base, first, lora=lora if trainable else FULL)
     tokenizer, adapted = load_tokenizer(path), base != path or (trainable and lora.rank > 0)
     give_every_token_a_row(model, tokenizer, adapted=adapted)
     language_model = LanguageModel(model, tokenizer, stop_ids(model, tokenizer), place)
@@ -123,6 +126,8 @@ def load(
     language_model.adapter = adapters.prepare(
         model, path, "policy", trainable=trainable, lora=lora, seed=seed
     )
+    if shard:
+        parallel.shard(model, compute.parallel, place.device)
     rest(model, place)
     return language_model
 

@@ -171,7 +171,8 @@ def new_reward_model(
     auto = AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = from_pretrained(auto, base, place, lora=lora, new_head=HEADS, num_labels=heads)
+        first = parallel.before_sharding(place, compute.parallel)
+        model = from_pretrained(auto, base, first, lora=lora, new_head=HEADS, num_labels=heads)
     head, reads_both_ways = head_of(model)
     if reads_both_ways and lora.rank:
         name = type(model).__name__
@@ -188,6 +189,7 @@ def new_reward_model(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     adapter = adapters.prepare(model, path, "reward", trainable=True, lora=lora, seed=seed)
     start_head(head.requires_grad_(True), seed)
+    parallel.shard(model, compute.parallel, place.device)
     encoder = reads_both_ways
     return RewardModel(model, head, place, tokenizer, None, encoder=encoder, adapter=adapter)
 
@@ -204,6 +206,8 @@ def start_head(head: nn.Linear, seed: int) -> None:
 
 def load_reward_model(path: str, compute: ComputeConfig, *, trainable: bool = False) -> RewardModel:
     """Load a reward model: one label, or an ensemble that `tether reward` made.
+
+    Of several processes each holds a part of its weights, where they are sharded.
 
     Raises:
         ModelError: Not there, or it has several labels, so which one is the reward is unknown.
@@ -231,8 +235,10 @@ def load_classifier(path: str, compute: ComputeConfig, *, trainable: bool = Fals
     """
     classifier_config(path)
     place = pick_device(compute)
-    model = from_pretrained(AutoModelForSequenceClassification, path, place)
+    first = parallel.before_sharding(place, compute.parallel)
+    model = from_pretrained(AutoModelForSequenceClassification, path, first)
     model.requires_grad_(trainable)
+    parallel.shard(model, compute.parallel, place.device)
     rest(model, place)
     head, reads_both_ways = head_of(model)
     tokenizer = load_tokenizer(path)
@@ -246,11 +252,13 @@ def _load_reward_adapter(path: str, compute: ComputeConfig, *, trainable: bool) 
     """A reward model from its adapter, on a base of its own."""
     place, base, weight = pick_device(compute), adapters.base_of(path), _stored_head(path)
     auto = AutoModelForSequenceClassification
-    model = from_pretrained(auto, base, place, new_head=("score.",), num_labels=len(weight))
+    first = parallel.before_sharding(place, compute.parallel)
+    model = from_pretrained(auto, base, first, new_head=("score.",), num_labels=len(weight))
     adapter = adapters.prepare(model, path, "reward", trainable=trainable, lora=FULL)
     head, _ = head_of(model)
     with torch.no_grad():
         head.weight.copy_(weight)
+    parallel.shard(model, compute.parallel, place.device)
     rest(model, place)
     tokenizer, centering, heads = load_tokenizer(path), read_centering(path), read_heads(path)
     return RewardModel(model, head, place, tokenizer, centering, heads, adapter=adapter)

@@ -59,8 +59,9 @@ def train_kto(config: KTOConfig) -> Path:
     folder = StageFolder(config, "kto", [config.model, config.data, config.reference])
     if folder.finished:
         return folder.path
-    policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
-    parallel.shard(policy.model, config.compute.parallel)
+    policy = load(
+        config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed, shard=True
+    )
     thumbs = read_thumbs(config.data)
     rows, examples = tokenize(policy, thumbs, config.max_length, config.data)
     if dropped := len(thumbs) - len(examples):

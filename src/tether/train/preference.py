@@ -167,8 +167,9 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     folder = StageFolder(config, kind, inputs)
     if folder.finished:
         return folder.path
-    policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
-    parallel.shard(policy.model, config.compute.parallel)
+    policy = load(
+        config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed, shard=True
+    )
     groups = group(read_comparisons(config.data))
     groups, dropped = tokenize(policy, groups, config.max_length, config.data)
     rows, pairs, prompts = flatten(groups)

@@ -93,8 +93,7 @@ def load_reference(config: PreferenceConfig, path: str, policy: LanguageModel) -
     Raises:
         ConfigError: It has another vocabulary than the policy.
     """
-    reference = load(path, config.compute)
-    parallel.shard(reference.model, config.compute.parallel)
+    reference = load(path, config.compute, shard=True)
     if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
             f"reference={path!r} has another vocabulary than the policy "

@@ -61,7 +61,6 @@ def train_reward(config: RewardModelConfig) -> Path:
     reward = new_reward_model(
         config.model, config.compute, lora=config.lora, heads=config.heads, seed=config.seed
     )
-    parallel.shard(reward.model, config.compute.parallel)
     groups, dropped = tokenize(reward, groups, config)
     if dropped:
         console.print(f"{dropped} {noun} dropped: too long, the same on both sides, or of weight 0")

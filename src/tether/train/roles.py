@@ -5,7 +5,6 @@ value model, the reference (the base itself, or the adapter that the run starts 
 models that are adapters of the same base. What is another model stays one.
 """
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,7 +65,8 @@ def load_roles(config: OnlineConfig) -> Roles:
         ModelError: A model cannot be used.
         ConfigError: A reward, the reference or the value's start cannot be used.
     """
-    policy = load(config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed)
+    lora, seed = config.lora, config.seed
+    policy = load(config.model, config.compute, trainable=True, lora=lora, seed=seed, shard=True)
     backbone = policy if policy.adapter else None
     rewards = [load_reward(reward, config.compute, backbone) for reward in config.rewards]
     reference = load_reference(config, policy) if loads_reference(config) else None
@@ -75,14 +75,15 @@ def load_roles(config: OnlineConfig) -> Roles:
     loop.check_no_dropout(*trained)
     for model in trained:
         model.train()
-    source = Source(policy, policy)
-    if parallel.count() > 1 and config.compute.parallel == "fsdp":
-        source.copy = copy.deepcopy(policy)  # a sharded policy cannot sample; a whole copy does
-    frozen = [reference.model] if reference else []
-    frozen += [reward.model.model for reward in rewards if reward.model]
-    for model in (*trained, *frozen):
-        parallel.shard(model, config.compute.parallel)
-    return Roles(policy, reference, rewards, value, source)
+    return Roles(policy, reference, rewards, value, load_source(config, policy))
+
+
+def load_source(config: OnlineConfig, policy: LanguageModel) -> Source:
+    """Who samples: the policy, or a whole copy of it where it is sharded."""
+    if not parallel.is_sharded(policy.model):
+        return Source(policy, policy)
+    lora, seed = config.lora, config.seed
+    return Source(policy, load(config.model, config.compute, trainable=True, lora=lora, seed=seed))
 
 
 def load_reference(config: OnlineConfig, policy: LanguageModel) -> LanguageModel:
@@ -99,7 +100,7 @@ def load_reference(config: OnlineConfig, policy: LanguageModel) -> LanguageModel
         reference = replace(policy, adapter=name, tokenizer=load_tokenizer(path))
     else:  # an adapter is folded in where the policy's is, for the very same numbers
         folded = adapters.is_adapter(path) and not policy.adapter
-        reference = load(path, config.compute, trainable=folded)
+        reference = load(path, config.compute, trainable=folded, shard=True)
         reference.model.requires_grad_(False)
     if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
@@ -151,7 +152,7 @@ def load_value(config: PPOConfig, policy: LanguageModel, rewards: list[Reward]) 
                 'leave value.init = "" to start from the policy'
             )
     if not policy.adapter:
-        policy = load(config.model, config.compute, trainable=True)
+        policy = load(config.model, config.compute, trainable=True, shard=True)
         return value_model_from_backbone(policy.model, policy.place)
     if adapters.is_adapter(config.model):
         adapters.attach_from(policy.model, "value", config.model, trainable=True)

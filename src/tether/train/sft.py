@@ -35,9 +35,8 @@ def train_sft(config: SFTConfig) -> Path:
     if folder.finished:
         return folder.path
     language_model = load(
-        config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed
+        config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed, shard=True
     )
-    parallel.shard(language_model.model, config.compute.parallel)
     demonstrations = read_demonstrations(config.data)
     rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
     pairs = [(row, d) for row, d in zip(rows, demonstrations, strict=True) if row]
