@@ -28,6 +28,7 @@ BASE = {
     "servers",
     "validation",
     "statistics",
+    "stopping",
     "rundir",
     "progress",
     "ranks",

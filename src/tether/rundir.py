@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tether import stopping
 from tether.config import StageConfig
 from tether.config_file import read_toml, to_table, toml_text
 from tether.errors import ConfigError
@@ -26,7 +27,7 @@ from tether.ranks import leads
 from tether.sections import require
 from tether.trackers import Tracker, numbers, open_tracker, require_packages
 
-STOP = "stop"  # where this file is, training ends after the step it is at
+STOP = "stop"  # where this file is, training ends after the phase it is in
 ROWS = ("metrics.jsonl", "samples.jsonl", "monitor.jsonl", "audits.jsonl", "events.jsonl")
 HASH_LIMIT = 1 << 30  # bytes; a larger file is identified by its size and time instead
 
@@ -236,16 +237,22 @@ class StageFolder:
                 self._trackers[name] = open_tracker(name, self.path, self._settings, step)
             self._trackers[name].log(numbers(row), step)
 
-    def stop_if_asked(self, checkpoint: Callable[[], None]) -> None:
-        """End training where a file `stop` asks for it, after a checkpoint to go on from.
+    def stop_if_asked(
+        self, checkpoint: Callable[[], None], agreed: Callable[[bool], bool] = bool
+    ) -> None:
+        """End training where a signal or a file `stop` asks for it, after a checkpoint.
+
+        Args:
+            checkpoint: Writes what training goes on from.
+            agreed: Whether any of the processes that train together was asked.
 
         Raises:
             KeyboardInterrupt: As Ctrl-C would.
         """
-        if (self.path / STOP).exists():
+        if agreed(stopping.asked() or (self.path / STOP).exists()):
             checkpoint()
             (self.path / STOP).unlink(missing_ok=True)
-            raise KeyboardInterrupt
+            stopping.stop()
 
     def last_row(self) -> dict[str, Any]:
         """The last row of metrics.jsonl, also of a run that had ended before it was resumed."""
