@@ -176,8 +176,9 @@ def _judgments(path: Path) -> str:
 class StageFolder:
     """The folder of one stage, opened to run, resume or skip it.
 
-    Opening only reads. `begin` writes the settings once the inputs have proved usable. Of several
-    processes all may call everything, and the first writes.
+    Opening only reads, but for removing checkpoints of a finished stage. `begin` writes the
+    settings once the inputs have proved usable. Of several processes all may call everything, and
+    the first writes.
     """
 
     def __init__(self, config: StageConfig, kind: str, inputs: list[str]) -> None:
@@ -204,6 +205,8 @@ class StageFolder:
         self._refuse_another()
         if not self.finished:
             require_packages(self._track)
+        elif leads():  # of a process that was killed before it had removed them
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _refuse_another(self) -> None:
         held = self.path / "config.toml"
