@@ -24,6 +24,7 @@ BASE = {
     "records",
     "config",
     "config_file",
+    "disk",
     "sections",
     "servers",
     "validation",

@@ -20,7 +20,6 @@ FIT = [
     "os.remove {stage}/checkpoints/step-000001/state.json in _prune",
     "os.rmdir {stage}/checkpoints/step-000001 in _prune",
     "os.mkdir {stage}/.model.writing in fresh_aside",
-    "open {stage}/.model.writing/tether.json in save",
     "os.rename {stage}/.model.writing in put_in_place",
     "os.rename {stage}/.result.json.writing in write_text",
     "os.rmdir {stage}/checkpoints in finish",

@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch, kept):
     folder.begin()
     for name in kept:
         (folder.checkpoints / name).mkdir(parents=True)
-    monkeypatch.setattr("tether.rundir.shutil.disk_usage", lambda path: Usage(free=3 << 19))
+    monkeypatch.setattr("tether.disk.shutil.disk_usage", lambda path: Usage(free=3 << 19))
 
     def full(path):
         (path / "model.safetensors").write_bytes(b"half")
@@ -117,7 +117,7 @@ def test_rows_and_small_files_tell_of_a_full_disk_too(config, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tether.rundir._sync", full)
+    monkeypatch.setattr("tether.disk._sync", full)
     with pytest.raises(DiskError, match=r"config\.toml cannot be written: no room on the disk"):
         folder.begin()
 
@@ -125,7 +125,7 @@ def test_rows_and_small_files_tell_of_a_full_disk_too(config, monkeypatch):
 def test_every_file_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     model, synced = tmp_path / "model", []
     monkeypatch.setattr(
-        "tether.rundir._sync", lambda path: synced.append((path.name, model.exists()))
+        "tether.disk._sync", lambda path: synced.append((path.name, model.exists()))
     )
     with written_aside(model) as aside:
         (aside / "weights").write_text("1")
@@ -139,7 +139,7 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     def fail(path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("tether.rundir._sync", fail)
+    monkeypatch.setattr("tether.disk._sync", fail)
     with pytest.raises(OSError, match="No space"):
         write_text(tmp_path / "deep" / "a.txt", "new")
     assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "größe"

@@ -2,12 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from tests.train import toys
 from tether import stopping
+from tether.config import GenerateConfig
+from tether.engine.generate import generate
+from tether.feedback.store import Project, Store
 from tether.pipeline import run
 from tether.rundir import STOP, StageFolder
 from tether.stopping import NOTICES
@@ -191,3 +197,69 @@ def test_asked_in_the_last_step_of_a_stage_no_other_begins(tmp_path, monkeypatch
     assert not (tmp_path / "out" / "two").exists()
     run(recipe, tmp_path / "out")
     assert (tmp_path / "out" / "two" / "result.json").exists()
+
+
+# --- where nothing trains -------------------------------------------------------------------------
+
+SERVER = """
+import sys
+from tether.cli import main
+sys.argv = ["tether", "label", sys.argv[1], "--port", "0"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_server_ends_as_by_ctrl_c(tmp_path, number):
+    path = tmp_path / "p.db"
+    Store.create(path, Project(name="x")).close()
+    command = [sys.executable, "-c", SERVER, str(path)]
+    with subprocess.Popen(command, stdout=-1, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout
+        for line in server.stdout:
+            if line.startswith("Ctrl-C"):
+                break
+        while not is_listening(server.pid):
+            os.sched_yield()
+        server.send_signal(number)
+        said = server.stdout.read()
+    assert (server.returncode, said.split()) == (0, ["stopped"])
+
+
+def is_listening(pid: int) -> bool:
+    """Whether the server is in its loop, and no longer about to be: it then waits for events."""
+    files = Path(f"/proc/{pid}/fd").iterdir()
+    return any("eventpoll" in os.readlink(file) for file in files)
+
+
+def test_a_notice_interrupts_what_does_not_train(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *NOTICES)}
+    try:
+        for handler in (signal.default_int_handler, signal.SIG_IGN):
+            signal.signal(signal.SIGINT, handler)
+            stopping.notices_interrupt()
+            for number in NOTICES:
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_an_interrupted_stage_leaves_nothing_half_written(tmp_path, monkeypatch):
+    """Generating writes when it has all; what it was writing then is removed."""
+    toys.write_rows(tmp_path / "prompts.jsonl", toys.PROMPTS)
+    config = GenerateConfig(
+        model=toys.save(tmp_path),
+        prompts=str(tmp_path / "prompts.jsonl"),
+        out=str(tmp_path / "out"),
+        sampling=toys.SAMPLING,
+    )
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tether.records.os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(config)
+    assert not [path for path in (tmp_path / "out").rglob("*") if "completions" in path.name]

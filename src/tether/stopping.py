@@ -21,7 +21,7 @@ _asked_at: float | None = None
 
 
 def notices_interrupt() -> None:
-    """From now on a notice does what Ctrl-C does: it raises KeyboardInterrupt."""
+    """From now on a notice does what Ctrl-C does: it raises KeyboardInterrupt, or ends a server."""
     if threading.current_thread() is threading.main_thread():
         for number in NOTICES:
             signal.signal(number, _interrupt)
@@ -72,5 +72,8 @@ def _ask(_number: int, _frame: FrameType | None) -> None:
     _asked_at = _asked_at or now
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    stop()
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    handler = signal.getsignal(signal.SIGINT)  # a server's own ends what it is answering
+    if not callable(handler):  # ignored, as of what a script puts into the background
+        stop()
+    handler(signal.SIGINT, frame)

@@ -239,7 +239,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("tether.models.checkpoint.save_file", full)
-    monkeypatch.setattr("tether.rundir.shutil.disk_usage", lambda path: USAGE(free=3 << 19))
+    monkeypatch.setattr("tether.disk.shutil.disk_usage", lambda path: USAGE(free=3 << 19))
     with pytest.raises(DiskError) as told:
         run.save(folder, 10)
     assert str(told.value) == (

@@ -27,8 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tether import parallel
-from tether.progress import console
-from tether.rundir import (
+from tether.disk import (
     aside_of,
     checkpoint_steps,
     fresh_aside,
@@ -36,6 +35,7 @@ from tether.rundir import (
     put_in_place,
     step_of,
 )
+from tether.progress import console
 
 T = TypeVar("T")
 KEPT = 2  # the newest, to go on from, and one for the case that it is damaged
