@@ -93,7 +93,7 @@ def signal_when(monkeypatch, name, number):
     monkeypatch.setattr(online, name, call)
 
 
-@pytest.mark.parametrize("phase", ["collect", "score", "_improve", "_look"])
+@pytest.mark.parametrize("phase", ["rollout_of", "score", "_improve", "_look"])
 @pytest.mark.parametrize("number", [signal.SIGINT, *NOTICES])
 def test_a_signal_ends_the_phase_and_keeps_what_is_done(tmp_path, monkeypatch, phase, number):
     """In the second step: collecting and scoring have changed nothing, improving ends the step."""
@@ -104,14 +104,14 @@ def test_a_signal_ends_the_phase_and_keeps_what_is_done(tmp_path, monkeypatch, p
         with pytest.raises(KeyboardInterrupt):
             RUNS["ppo"](tmp_path, model, "stopped")
     stopped = tmp_path / "stopped"
-    done = 1 if phase in ("collect", "score") else 2
+    done = 1 if phase in ("rollout_of", "score") else 2
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == [f"step-00000{done}"]
     assert [row["step"] for row in toys.metrics(stopped)] == list(range(1, done + 1))
     assert not stopping.asked()
     assert [signal.getsignal(each) for each in (signal.SIGINT, *NOTICES)] == before
 
 
-@pytest.mark.parametrize("phase", ["collect", "score"])
+@pytest.mark.parametrize("phase", ["rollout_of", "score"])
 def test_stopped_within_a_step_it_goes_on_to_the_same_weights(tmp_path, monkeypatch, phase):
     model = toys.save(tmp_path)
     whole = RUNS["ppo"](tmp_path, model, "whole")
