@@ -198,9 +198,8 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path, kind, stage, m
     config = settings("resumed")
     interrupted_after(5, monkeypatch, train, config)
     assert [row["step"] for row in toys.metrics(config.out)] == [1, 2, 3, 4, 5]
-    assert [file.name for file in StageFolder(config, stage, []).checkpoints.iterdir()] == [
-        "step-000004"
-    ]
+    kept = sorted(file.name for file in StageFolder(config, stage, []).checkpoints.iterdir())
+    assert kept == ["step-000002", "step-000004"]
     assert_equal(whole, train(config))
     interrupted_after(1, monkeypatch, train, settings("early"))  # before there is a checkpoint
     assert_equal(whole, train(settings("early")))

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -5,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace as Usage
 
 import pytest
 
 from tether.config import GenerateConfig, RewardConfig, ScoreConfig, SFTConfig
 from tether.config_file import read_toml
-from tether.errors import ConfigError
+from tether.errors import ConfigError, DiskError
 from tether.feedback.assignment import Answer, next_assignment, submit
 from tether.feedback.judgments import Item, item_key
 from tether.feedback.people import local_person
@@ -72,18 +74,62 @@ def test_a_failure_leaves_the_old_folder(tmp_path):
     with pytest.raises(OSError, match="full"), written_aside(tmp_path / "model") as aside:
         fail_half_way(aside)
     assert names(tmp_path / "model") == ["old"]
-    with written_aside(tmp_path / "model") as aside:  # what is left is in nobody's way
+    assert names(tmp_path) == ["model"]
+    (tmp_path / ".model.writing").mkdir()  # what a killed process has left is in nobody's way
+    (tmp_path / ".model.writing" / "half").write_text("ol")
+    with written_aside(tmp_path / "model") as aside:
         assert names(aside) == []
+
+
+@pytest.mark.parametrize("kept", [[], ["step-000004", "step-000010"]])
+def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch, kept):
+    folder = opened(config)
+    folder.begin()
+    for name in kept:
+        (folder.checkpoints / name).mkdir(parents=True)
+    monkeypatch.setattr("tether.disk.shutil.disk_usage", lambda path: Usage(free=3 << 19))
+
+    def full(path):
+        (path / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    start = "step 10" if kept else "what is there"
+    for write, place in (
+        (lambda: folder.write_model(full), "model"),
+        (lambda: folder.keep_model(3, full), "models/step-000003"),
+    ):
+        with pytest.raises(DiskError) as error:
+            write()
+        assert str(error.value) == (
+            f"{folder.path / place} cannot be written: no room on the disk (1.5 MiB are free); "
+            f"make room and run the same command again, which goes on from {start}"
+        )
+    assert not [path for path in folder.path.rglob("*") if ".writing" in path.name]
+
+
+def test_rows_and_small_files_tell_of_a_full_disk_too(config, monkeypatch):
+    folder = opened(config)
+    folder.begin()
+    (folder.path / "samples.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskError, match=r"samples\.jsonl cannot be written: no room on the disk"):
+        folder.log({"step": 1}, "samples.jsonl")
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tether.disk._sync", full)
+    with pytest.raises(DiskError, match=r"config\.toml cannot be written: no room on the disk"):
+        folder.begin()
 
 
 def test_every_file_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     model, synced = tmp_path / "model", []
     monkeypatch.setattr(
-        "tether.rundir._sync", lambda path: synced.append((path.name, model.exists()))
+        "tether.disk._sync", lambda path: synced.append((path.name, model.exists()))
     )
     with written_aside(model) as aside:
         (aside / "weights").write_text("1")
-    assert synced == [("weights", False), (tmp_path.name, True)]
+    assert synced == [("weights", False), (".model.writing", False), (tmp_path.name, True)]
 
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
@@ -93,7 +139,7 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     def fail(path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("tether.rundir._sync", fail)
+    monkeypatch.setattr("tether.disk._sync", fail)
     with pytest.raises(OSError, match="No space"):
         write_text(tmp_path / "deep" / "a.txt", "new")
     assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "größe"

@@ -11,7 +11,7 @@ from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from tether import __version__, ranks
+from tether import __version__, ranks, stopping
 from tether.errors import ConfigError, TetherError
 
 USAGE = """\
@@ -100,6 +100,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     # Threads that wait spinning make two of them ten times slower than one where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    stopping.notices_interrupt()
     try:
         code = dispatch(arguments)
         if ranks.count() > 1:

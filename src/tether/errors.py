@@ -4,6 +4,7 @@
     ├─ ConfigError     a setting is missing, unknown or out of range
     ├─ DataError       a file or record cannot be used (names file and line)
     ├─ ModelError      a model directory cannot be used
+    ├─ DiskError       a disk is full; what was there before is still there
     ├─ ServerError     a server refuses, fails, or answers something else than asked
     └─ CheckError      a check inside a run failed; going on would give wrong results
 
@@ -26,6 +27,10 @@ class DataError(TetherError):
 
 class ModelError(TetherError):
     """A model directory cannot be used."""
+
+
+class DiskError(TetherError):
+    """A disk is full; what was there before is still there."""
 
 
 class ServerError(TetherError):

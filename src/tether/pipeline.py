@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tether import ranks
+from tether import ranks, stopping
 from tether.config import (
     STAGES,
     DPOConfig,
@@ -119,6 +119,8 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
     for stage in stages:
         if ranks.leads() and not (folder / "recipe.toml").exists():
             write_text(folder / "recipe.toml", toml_text(table))
+        if stopping.asked():  # in the last step of the stage before, which has ended as usual
+            stopping.stop()
         kept = stage.result.exists()
         run_stage(stage)
         if not ranks.leads():

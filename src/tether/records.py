@@ -23,6 +23,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from tether.disk import aside_of, full_disk_told
 from tether.errors import DataError
 
 Message = dict[str, str]  # at least "role" and "content"
@@ -310,16 +311,17 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     The folder is made where it is missing; a name that ends in ".gz" is compressed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(aside, "wb") as file:
-            _write_rows(file, rows, compress=path.suffix == ".gz")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    aside = aside_of(path)
+    with full_disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                _write_rows(file, rows, compress=path.suffix == ".gz")
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_records(

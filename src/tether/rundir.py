@@ -15,55 +15,21 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tether import stopping
 from tether.config import StageConfig
 from tether.config_file import read_toml, to_table, toml_text
+from tether.disk import checkpoint_steps, full_disk_told, write_json, write_text, written_aside
 from tether.errors import ConfigError
 from tether.ranks import leads
 from tether.sections import require
 from tether.trackers import Tracker, numbers, open_tracker, require_packages
 
-STOP = "stop"  # where this file is, training ends after the step it is at
+STOP = "stop"  # where this file is, training ends after the phase it is in
 ROWS = ("metrics.jsonl", "samples.jsonl", "monitor.jsonl", "audits.jsonl", "events.jsonl")
 HASH_LIMIT = 1 << 30  # bytes; a larger file is identified by its size and time instead
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a new folder that becomes `path` on success: whole or not at all.
-
-    Every file in it is on the disk before the rename.
-    """
-    aside = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    for file in aside.rglob("*"):
-        _sync(file)
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    aside.rename(path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file aside, sync it and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON (no NaN) in the way of `write_text`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def fingerprint(path: str) -> str:
@@ -115,8 +81,9 @@ def _judgments(path: Path) -> str:
 class StageFolder:
     """The folder of one stage, opened to run, resume or skip it.
 
-    Opening only reads. `begin` writes the settings once the inputs have proved usable. Of several
-    processes all may call everything, and the first writes.
+    Opening only reads, but for removing checkpoints of a finished stage. `begin` writes the
+    settings once the inputs have proved usable. Of several processes all may call everything, and
+    the first writes.
     """
 
     def __init__(self, config: StageConfig, kind: str, inputs: list[str]) -> None:
@@ -143,6 +110,8 @@ class StageFolder:
         self._refuse_another()
         if not self.finished:
             require_packages(self._track)
+        elif leads():  # of a process that was killed before it had removed them
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _refuse_another(self) -> None:
         held = self.path / "config.toml"
@@ -158,7 +127,7 @@ class StageFolder:
         table = read_toml(held)
         if table.pop("kind", self.kind) != self.kind:
             raise ConfigError(f"out={str(self.path)!r} holds another stage; name a new folder")
-        if not (self.finished or any(self.checkpoints.glob("step-*"))):
+        if not (self.finished or checkpoint_steps(self.checkpoints)):
             return  # it failed before anything was kept: other settings may try again
         for name, there, here in _differences(table, self._settings):
             raise ConfigError(
@@ -223,7 +192,8 @@ class StageFolder:
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }
-        with (self.path / file).open("a", encoding="utf-8") as stream:
+        path = self.path / file
+        with full_disk_told(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
         if file == "metrics.jsonl" and self._track:
             self._send(plain)
@@ -236,16 +206,22 @@ class StageFolder:
                 self._trackers[name] = open_tracker(name, self.path, self._settings, step)
             self._trackers[name].log(numbers(row), step)
 
-    def stop_if_asked(self, checkpoint: Callable[[], None]) -> None:
-        """End training where a file `stop` asks for it, after a checkpoint to go on from.
+    def stop_if_asked(
+        self, checkpoint: Callable[[], None], agreed: Callable[[bool], bool] = bool
+    ) -> None:
+        """End training where a signal or a file `stop` asks for it, after a checkpoint.
+
+        Args:
+            checkpoint: Writes what training goes on from.
+            agreed: Whether any of the processes that train together was asked.
 
         Raises:
             KeyboardInterrupt: As Ctrl-C would.
         """
-        if (self.path / STOP).exists():
+        if agreed(stopping.asked() or (self.path / STOP).exists()):
             checkpoint()
             (self.path / STOP).unlink(missing_ok=True)
-            raise KeyboardInterrupt
+            stopping.stop()
 
     def last_row(self) -> dict[str, Any]:
         """The last row of metrics.jsonl, also of a run that had ended before it was resumed."""
@@ -318,11 +294,3 @@ def _differences(
             yield from _differences(old, new, f"{prefix}{name}.")
         elif old != new:
             yield prefix + name, old, new
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

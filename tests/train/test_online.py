@@ -318,7 +318,8 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path, kind, share
     whole = train_ppo(toys.ppo(tmp_path, path, out=str(tmp_path / "whole"), **settings))
     config = toys.ppo(tmp_path, path, out=str(tmp_path / "resumed"), **settings)
     interrupted_after(5, monkeypatch, config)
-    assert [p.name for p in (tmp_path / "resumed/checkpoints").iterdir()] == ["step-000004"]
+    kept = sorted(p.name for p in (tmp_path / "resumed/checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000004"]
     assert not (tmp_path / "resumed" / "model").exists()
     resumed = train_ppo(config)
     toys.assert_same(toys.weights(whole), toys.weights(resumed))

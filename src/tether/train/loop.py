@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tether import parallel
+from tether import parallel, stopping
 from tether.config import FitConfig, OnlineConfig
 from tether.data.batches import step_indices
 from tether.errors import CheckError
@@ -55,7 +55,7 @@ def fit(
     def checkpoint(step: int) -> None:
         save_checkpoint(folder.checkpoints, step, {"model": model}, optimizer, {})
 
-    with Steps(folder.path.name, total, start) as progress:
+    with stopping.after_phases(), Steps(folder.path.name, total, start) as progress:
         for step in range(start, total):
             factor = learning_rate_factor(step, total, config.optimizer)
             set_learning_rates(optimizer, factor)
@@ -69,10 +69,10 @@ def fit(
             progress.advance(**{name: row[name] for name in ("loss", "accuracy") if name in row})
             if config.keep_every and (step + 1) % config.keep_every == 0 and step + 1 < total:
                 folder.keep_model(step + 1, save)
+            if step + 1 < total:
+                folder.stop_if_asked(partial(checkpoint, step + 1), parallel.any_of)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 checkpoint(step + 1)
-            if step + 1 < total:
-                folder.stop_if_asked(partial(checkpoint, step + 1))
     model.eval()
     return total
 

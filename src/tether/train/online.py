@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tether import parallel, stopping
 from tether.config import (
     BestOfNConfig,
     GRPOConfig,
@@ -161,6 +162,15 @@ class Run:
             state["ahead"] = to_state(self.request(step), drawn)
         save_checkpoint(self.folder.checkpoints, step, self.roles.modules, self.optimizer, state)
 
+    def stop_if_asked(self, step: int) -> None:
+        """End the run where it is asked to, while the weights are those after `step` steps."""
+        self.folder.stop_if_asked(partial(self.checkpoint, step), parallel.any_of)
+
+    def stop_within(self, step: int) -> None:
+        """The same within a step, before its update; not with a lag, for what was drawn is gone."""
+        if not self.config.sampling.lag:
+            self.stop_if_asked(step)
+
     def write(self, path: Path) -> None:
         """Write the policy as it is now."""
         made_by = f"tether {self.folder.kind}"
@@ -224,7 +234,8 @@ def _loop(run: Run) -> dict[str, Any]:
     run.folder.begin(start, config.steps)
     if run.monitor:
         run.monitor.begin(start, run.write)
-    with Steps(run.folder.path.name, config.steps, start) as progress:
+    steps = Steps(run.folder.path.name, config.steps, start)
+    with stopping.after_phases(), steps as progress:
         for step in range(start, config.steps):
             factor = loop.learning_rate_factor(step, config.steps, config.optimizer)
             loop.set_learning_rates(run.optimizer, factor)
@@ -249,10 +260,10 @@ def _loop(run: Run) -> dict[str, Any]:
                 and step + 1 < config.steps
             ):
                 run.folder.keep_model(step + 1, run.write)
+            if step + 1 < config.steps:
+                run.stop_if_asked(step + 1)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 run.checkpoint(step + 1)
-            if step + 1 < config.steps:
-                run.folder.stop_if_asked(partial(run.checkpoint, step + 1))
     last = run.folder.last_row()
     return {"steps": last["step"], "stopped": stopped, "last": last}
 
@@ -276,6 +287,7 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
     request, prompts = run.request(step), [run.prompts[i] for i in run.asked(step)]
     rollout = rollout_of(roles.policy, prompts, request.prompts, run.source.draw(request))
     check_lag(rollout, step, config.sampling.lag)
+    run.stop_within(step)
     if config.sampling.lag and step + 1 < config.steps:
         run.source.draw_ahead(run.request(step + 1))
     clock.append(time.perf_counter())
@@ -294,6 +306,7 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
     )
     if first:
         _check(run, scored, step)
+    run.stop_within(step)
     clock.append(time.perf_counter())
     row = {"step": step + 1, **rollout_metrics(scored), "beta": run.beta.value, **metrics}
     if run.reference is None:
@@ -303,8 +316,7 @@ def _update(run: Run, step: int, *, first: bool) -> dict[str, Any]:
     phases = zip(("generate", "score", "train"), clock, clock[1:], strict=False)
     row |= {f"seconds_{name}": round(end - begin, 3) for name, begin, end in phases}
     run.beta.update(row["kl"], config.batch_size)
-    if step % STEPS_BETWEEN_SAMPLES == 0:
-        _log_samples(run.folder, scored, step)
+    _log_samples(run.folder, scored, step)
     return row
 
 
@@ -376,7 +388,8 @@ def _optimizer(config: OnlineConfig, roles: Roles) -> torch.optim.Optimizer:
 
 def _log_samples(folder: StageFolder, scored: Scored, step: int) -> None:
     rollout = scored.rollout
-    for i in range(min(SAMPLES_LOGGED, len(rollout.prompts))):
+    logged = 0 if step % STEPS_BETWEEN_SAMPLES else SAMPLES_LOGGED
+    for i in range(min(logged, len(rollout.prompts))):
         sample = {"step": step + 1, "prompt": rollout.prompts[i]}
         sample |= {"completion": rollout.completions[i], "score": float(scored.scores[i])}
         folder.log(sample, "samples.jsonl")
