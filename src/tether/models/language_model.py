@@ -32,6 +32,7 @@ from tether.errors import ModelError
 from tether.kernels import head
 from tether.models import adapters, llama
 from tether.models.place import Device, at_work, pick_device, rest
+from tether.models.templates import template_facts
 from tether.sections import ComputeConfig, LoraConfig
 
 # What it warns of (a head that is new, a bar for one small file) is meant to be so here.
@@ -231,6 +232,7 @@ def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> 
     else:
         model.save_pretrained(folder, state_dict=whole)
     language_model.tokenizer.save_pretrained(folder)
+    facts = {**facts, **template_facts(language_model.tokenizer)}
     text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "tether.json").write_text(text + "\n", encoding="utf-8")
 
