@@ -35,6 +35,7 @@ BASE = {
     "glossary",
     "pools",
     "trackers",
+    "hub",
 }
 MODELS = {"core", "kernels", "parallel", "data", "models"}
 LEARN = MODELS | {"engine", "rewards"}

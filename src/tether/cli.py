@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is known, so `tether --help` answers 
 """
 
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -70,6 +71,8 @@ Reports, data
   tether report RUN                      write RUN/report.html and the models' cards anew
   tether report RUN RUN … [--out FILE]   one page that compares runs, or seeds of one
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
+  tether push      DIR --to OWNER/NAME   a model to the Hugging Face hub; every command that makes
+                                         one does so at its end with --push-to OWNER/NAME
   tether data check FILE                 say what a data file holds
 
 A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
@@ -202,12 +205,20 @@ def stage(kind: str) -> Callable[[list[str]], None]:
     def command(arguments: list[str]) -> None:
         from tether import pipeline
 
-        config = _parse(kind, arguments)
-        path = pipeline.run_stage(pipeline.Stage(Path(config.out).name, kind, config))
+        config = _parse(kind, _push_option(arguments))
+        stage = pipeline.Stage(Path(config.out).name, kind, config)
+        pipeline.check_pushes([stage])
+        path = pipeline.run_stage(stage)
+        pipeline.push_models([stage])
         if kind in NEXT_STEP and ranks.leads():
             print(f"next  {NEXT_STEP[kind].format(out=path)}")
 
     return command
+
+
+def _push_option(arguments: list[str]) -> list[str]:
+    """The same with --push-to under its full name: it stands with who is told, in `compute`."""
+    return [re.sub(r"^--((?:no-)?push-)", r"--compute.\1", word) for word in arguments]
 
 
 def _parse(kind: str, arguments: list[str]) -> Any:
@@ -357,6 +368,7 @@ def generate(arguments: list[str]) -> None:
 FUNCTIONS = {
     "chat": "tether.chat.terminal:chat",
     "label": "tether.web.command:label",
+    "push": "tether.hub:push",
     "web": "tether.web.main:web",
     "simulate prepare": "tether.evaluation.simulator:prepare",
     "simulate pack": "tether.web.simulator:pack",
