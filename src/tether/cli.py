@@ -73,7 +73,7 @@ Reports, data
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether push      DIR --to OWNER/NAME   a model to the Hugging Face hub; every command that makes
                                          one does so at its end with --push-to OWNER/NAME
-  tether data check FILE                 say what a data file holds
+  tether data check FILE [--model DIR]   say what a data file holds, show what a model sees of it
 
 A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
 """
@@ -274,8 +274,10 @@ def report(arguments: list[str]) -> None:
 
 def check_data(arguments: list[str]) -> None:
     """Say what a data file can be used for."""
-    if len(arguments) != 1 or _asks_help(arguments):
-        raise ConfigError("data check takes one file: tether data check FILE")
+    if not arguments:
+        raise ConfigError("data check takes one file: tether data check FILE [--model DIR …]")
+    if len(arguments) > 1 or _asks_help(arguments):
+        return function("data check", "tether.evaluation.data_check:check")(arguments)
     from tether.data import formats
     from tether.errors import DataError
 
@@ -295,7 +297,8 @@ def check_data(arguments: list[str]) -> None:
             refusals.append(f"not for {use}: {error}")
     if len(refusals) == len(uses):
         raise DataError(refusals[-1].partition(": ")[2])  # prompts ask for least
-    print("\n".join(refusals))
+    print("\n".join([*refusals, f"next  tether data check {arguments[0]} --model DIR"]))
+    return None
 
 
 def _asks_help(arguments: list[str]) -> bool:
