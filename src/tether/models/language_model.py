@@ -233,8 +233,7 @@ def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> 
         model.save_pretrained(folder, state_dict=whole)
     language_model.tokenizer.save_pretrained(folder)
     facts = {**facts, **template_facts(language_model.tokenizer)}
-    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "tether.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "tether.json", facts)
 
 
 def max_positions(config: PretrainedConfig) -> int:
