@@ -5,7 +5,6 @@ and positions. (transformers isolates packed rows only when no attention mask is
 cache is off; with either it silently lets rows see each other.)
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +32,7 @@ from tether.kernels import head
 from tether.models import adapters, llama
 from tether.models.place import Device, at_work, pick_device, rest
 from tether.models.templates import template_facts
+from tether.rundir import write_json
 from tether.sections import ComputeConfig, LoraConfig
 
 # What it warns of (a head that is new, a bar for one small file) is meant to be so here.
