@@ -77,7 +77,7 @@ def complete(
     Raises:
         ConfigError: A prompt leaves no room for a completion.
     """
-    ids = [encode_prompt(language_model.tokenizer, prompt) for prompt in prompts]
+    ids = encode_prompts(language_model, prompts, sampling.max_new_tokens)
     rows = [each for each in ids for _ in range(num)]
     sampled = generate_tokens(language_model, rows, sampling, seed=seed, step=GENERATION)
     records = [Prompt(prompt=prompt) for prompt in prompts]
