@@ -273,32 +273,14 @@ def report(arguments: list[str]) -> None:
 
 
 def check_data(arguments: list[str]) -> None:
-    """Say what a data file can be used for."""
+    """Say what a data file can be used for, or show what a model sees of it."""
     if not arguments:
         raise ConfigError("data check takes one file: tether data check FILE [--model DIR …]")
     if len(arguments) > 1 or _asks_help(arguments):
         return function("data check", "tether.evaluation.data_check:check")(arguments)
-    from tether.data import formats
-    from tether.errors import DataError
+    from tether.data.uses import print_uses
 
-    uses: dict[str, Callable[[str], list[Any]]] = {
-        "sft --data": formats.read_demonstrations,
-        "reward --data": formats.read_comparisons,
-        "dpo --data": formats.read_comparisons,
-        "kto --data": formats.read_thumbs,
-        "score --data": formats.read_completions,
-        "ppo --prompts": formats.read_prompts,
-    }
-    refusals: list[str] = []
-    for use, read in uses.items():
-        try:
-            print(f"tether {use:<14} {len(read(arguments[0]))} records")
-        except DataError as error:
-            refusals.append(f"not for {use}: {error}")
-    if len(refusals) == len(uses):
-        raise DataError(refusals[-1].partition(": ")[2])  # prompts ask for least
-    print("\n".join([*refusals, f"next  tether data check {arguments[0]} --model DIR"]))
-    return None
+    return print_uses(arguments[0])
 
 
 def _asks_help(arguments: list[str]) -> bool:
