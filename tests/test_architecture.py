@@ -37,6 +37,7 @@ BASE = {
     "glossary",
     "pools",
     "trackers",
+    "hub",
 }
 MODELS = {"core", "kernels", "parallel", "data", "models"}
 LEARN = MODELS | {"engine", "rewards"}

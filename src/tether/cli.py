@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is known, so `tether --help` answers 
 """
 
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -70,7 +71,9 @@ Reports, data
   tether report RUN                      write RUN/report.html and the models' cards anew
   tether report RUN RUN … [--out FILE]   one page that compares runs, or seeds of one
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
-  tether data check FILE                 say what a data file holds
+  tether push      DIR --to OWNER/NAME   a model to the Hugging Face hub; every command that makes
+                                         one does so at its end with --push-to OWNER/NAME
+  tether data check FILE [--model DIR]   say what a data file holds, show what a model sees of it
 
 A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
 """
@@ -203,12 +206,20 @@ def stage(kind: str) -> Callable[[list[str]], None]:
     def command(arguments: list[str]) -> None:
         from tether import pipeline
 
-        config = _parse(kind, arguments)
-        path = pipeline.run_stage(pipeline.Stage(Path(config.out).name, kind, config))
+        config = _parse(kind, _push_option(arguments))
+        stage = pipeline.Stage(Path(config.out).name, kind, config)
+        pipeline.check_pushes([stage])
+        path = pipeline.run_stage(stage)
+        pipeline.push_models([stage])
         if kind in NEXT_STEP and ranks.leads():
             print(f"next  {NEXT_STEP[kind].format(out=path)}")
 
     return command
+
+
+def _push_option(arguments: list[str]) -> list[str]:
+    """The same with --push-to under its full name: it stands with who is told, in `compute`."""
+    return [re.sub(r"^--((?:no-)?push-)", r"--compute.\1", word) for word in arguments]
 
 
 def _parse(kind: str, arguments: list[str]) -> Any:
@@ -263,29 +274,14 @@ def report(arguments: list[str]) -> None:
 
 
 def check_data(arguments: list[str]) -> None:
-    """Say what a data file can be used for."""
-    if len(arguments) != 1 or _asks_help(arguments):
-        raise ConfigError("data check takes one file: tether data check FILE")
-    from tether.data import formats
-    from tether.errors import DataError
+    """Say what a data file can be used for, or show what a model sees of it."""
+    if not arguments:
+        raise ConfigError("data check takes one file: tether data check FILE [--model DIR …]")
+    if len(arguments) > 1 or _asks_help(arguments):
+        return function("data check", "tether.evaluation.data_check:check")(arguments)
+    from tether.data.uses import print_uses
 
-    uses: dict[str, Callable[[str], list[Any]]] = {
-        "sft --data": formats.read_demonstrations,
-        "reward --data": formats.read_comparisons,
-        "dpo --data": formats.read_comparisons,
-        "kto --data": formats.read_thumbs,
-        "score --data": formats.read_completions,
-        "ppo --prompts": formats.read_prompts,
-    }
-    refusals: list[str] = []
-    for use, read in uses.items():
-        try:
-            print(f"tether {use:<14} {len(read(arguments[0]))} records")
-        except DataError as error:
-            refusals.append(f"not for {use}: {error}")
-    if len(refusals) == len(uses):
-        raise DataError(refusals[-1].partition(": ")[2])  # prompts ask for least
-    print("\n".join(refusals))
+    return print_uses(arguments[0])
 
 
 def _asks_help(arguments: list[str]) -> bool:
@@ -358,6 +354,7 @@ def generate(arguments: list[str]) -> None:
 FUNCTIONS = {
     "chat": "tether.chat.terminal:chat",
     "label": "tether.web.command:label",
+    "push": "tether.hub:push",
     "web": "tether.web.main:web",
     "simulate prepare": "tether.evaluation.simulator:prepare",
     "simulate pack": "tether.web.simulator:pack",

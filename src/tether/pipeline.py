@@ -14,14 +14,17 @@ from tether import ranks, stopping
 from tether.config import (
     STAGES,
     DPOConfig,
+    MergeConfig,
     PolicyGradientConfig,
     ScoreConfig,
     SimulateConfig,
     StageConfig,
+    TrainConfig,
 )
 from tether.config_file import from_table, read_toml, set_dotted, toml_text
-from tether.errors import ConfigError, TetherError
+from tether.errors import ConfigError, ServerError, TetherError
 from tether.functions import is_function, load_function
+from tether.hub import check_push, push_once
 from tether.progress import console, results
 from tether.rewards.rulebook import bind_rule, load_rule
 from tether.rundir import write_json, write_text
@@ -108,6 +111,7 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
     override(table, overrides)
     stages = plan(table, folder)
     check_functions(stages)
+    check_pushes(stages)
     require_packages(name for stage in stages for name in stage.config.compute.track)
     manifest = {
         "recipe": path.name,
@@ -129,6 +133,7 @@ def run(recipe: str | Path, out: str | Path = "", overrides: tuple[str, ...] = (
             write_text(folder / "recipe.toml", toml_text(table))
         if not kept or stage is stages[-1]:
             write_manifest(folder, manifest, stages)
+    push_models(stages)
     return folder
 
 
@@ -158,6 +163,47 @@ def check_functions(stages: list[Stage]) -> None:
         for rule in [reward for reward in rewards if reward.is_rule]:
             made = any(path.startswith(outs) for path in rule.paths)
             bind_rule(rule) if made else load_rule(rule)
+
+
+def check_pushes(stages: list[Stage]) -> None:
+    """Make sure that every `compute.push_to` names where a model can go, and who may write there.
+
+    Raises:
+        ConfigError: A stage makes no model, two stages would push to one place, or no token is set.
+    """
+    taken: dict[str, str] = {}
+    for stage in stages:
+        to = stage.config.compute.push_to
+        if not to:
+            continue
+        name = f"{stage.name}.compute.push_to"
+        if not isinstance(stage.config, TrainConfig | MergeConfig):
+            raise ConfigError(f"{name}={to!r} but {stage.kind} makes no model; set it where one is")
+        if to in taken:
+            raise ConfigError(
+                f"{name}={to!r} is also where {taken[to]} is pushed to; name a place in each "
+                "stage's own compute"
+            )
+        taken[to] = stage.name
+        check_push(to)
+
+
+def push_models(stages: list[Stage]) -> None:
+    """Push the models of finished stages to where their `compute.push_to` says.
+
+    Raises:
+        ServerError: Some could not be pushed; all others have been.
+    """
+    failed: list[str] = []
+    for stage in stages:
+        compute = stage.config.compute
+        if compute.push_to and ranks.leads():
+            try:
+                push_once(Path(stage.config.out), compute.push_to, private=compute.push_private)
+            except ServerError as error:
+                failed.append(str(error))
+    if failed:
+        raise ServerError("; ".join(failed))
 
 
 def run_stage(stage: Stage) -> Path:

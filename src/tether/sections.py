@@ -60,7 +60,7 @@ class ServersConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
-    """Where and how precisely the tensors are computed, and who is told: never what comes out."""
+    """Where and how precisely the tensors are computed, and who gets it: never what comes out."""
 
     device: str = "auto"
     """"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", …"""
@@ -76,6 +76,10 @@ class ComputeConfig:
     """On a GPU: models that are frozen wait in the CPU's memory until they are asked"""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the figures of training as well; each needs its package"""
+    push_to: str = ""
+    """OWNER/NAME on the Hugging Face hub that gets the finished model; "" = nobody"""
+    push_private: bool = True
+    """Whether a repository that is made for it is private"""
     parallel: Literal["fsdp", "ddp"] = "fsdp"
     """Several processes (torchrun, Ray): shard weights and optimizer, or keep them in each"""
     backend: Literal["local", "ray"] = "local"

@@ -229,3 +229,26 @@ def test_nothing_is_held_out_unless_asked():
 def test_seeds_hold_out_different_prompts():
     keys = [str(i) for i in range(40)]
     assert split_by_prompt(keys, 0.25, 0)[1] != split_by_prompt(keys, 0.25, 1)[1]
+
+
+# --- gaps -----------------------------------------------------------------------------------------
+
+
+GAPPED = Row([1, 2, 3, 4, 5, 6, 7], 2, ((3, 5),))  # 3, 6 and 7 are the completion
+
+
+def test_a_gap_is_no_part_of_the_completion():
+    assert GAPPED.num_completion == 3
+    assert GAPPED.mask.tolist() == [False, False, True, False, False, True, True]
+    assert Row([1, 2, 3], 0, ((1, 2),)).num_completion == 1  # nothing comes before the first token
+
+
+@pytest.mark.parametrize("other", [Row([8, 9], 1), Row([8, 9, 10, 11, 12, 13, 14, 15], 1)])
+def test_gaps_move_with_their_row(other):
+    rows = [GAPPED, other]
+    wanted = [3, 6, 7, *other.ids[1:]]
+    for batch in (pad(rows), pad(rows, side="left"), pack(rows)):
+        assert batch.input_ids[batch.completion_mask].tolist() == wanted
+    moved = GAPPED.after([8, 9, 10, 11])
+    assert moved.ids[:5] == [8, 9, 10, 11, 3]
+    assert [i for i, own in zip(moved.ids, moved.mask, strict=True) if own] == [3, 6, 7]

@@ -169,10 +169,19 @@ def test_messages(file):
         read_demonstrations(rows)
 
 
-def test_only_the_last_answer_of_a_conversation_is_the_completion(file):
-    rows = file({"messages": [USER, BAD, USER, GOOD]})
+@pytest.mark.parametrize("after", [[], [USER]])
+def test_of_a_whole_chat_all_answers_are_demonstrated(file, after):
+    rows = file({"messages": [USER, BAD, USER, GOOD, *after]})
     [demonstration] = read_demonstrations(rows)
-    assert demonstration.prompt == [USER, BAD, USER]
+    assert demonstration.prompt == [USER]
+    assert demonstration.completion == [BAD, USER, GOOD]
+    [prompt] = read_prompts(rows)
+    assert prompt.prompt == [USER, BAD, USER, *([GOOD, USER] if after else [])]
+
+
+def test_what_is_said_before_the_user_begins_is_context(file):
+    [demonstration] = read_demonstrations(file({"messages": [SYSTEM, BAD, USER, GOOD]}))
+    assert demonstration.prompt == [SYSTEM, BAD, USER]
     assert demonstration.completion == [GOOD]
 
 

@@ -104,6 +104,22 @@ def test_chat_prompts_are_rendered(config, tmp_path):
     assert len(written(out)[0]["completions"]) == 1
 
 
+def test_a_chat_that_is_too_long_loses_its_oldest_turns(config, tmp_path, capsys):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    save_tiny(tmp_path / "chat", tokenizer=tokenizer)
+    texts = (("user", "the " * 50), ("assistant", "no"), ("user", "why"))
+    long = [{"role": role, "content": content} for role, content in texts]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": long}) + "\n")
+    config = dataclasses.replace(config, model=str(tmp_path / "chat"), num=1)
+    found = written(generate(config))
+    assert "1 of 1 prompts truncated" in " ".join(capsys.readouterr().err.split())
+    assert found[0]["prompt"] == long
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": long[2:]}) + "\n")
+    short = written(generate(dataclasses.replace(config, out=str(tmp_path / "short"))))
+    assert found[0]["completions"] == short[0]["completions"]
+
+
 @pytest.mark.parametrize(
     ("lines", "error", "message"),
     [

@@ -205,11 +205,6 @@ def test_no_date_enters():
 # --- what cannot be rendered ----------------------------------------------------------------------
 
 
-def test_messages_need_a_template():
-    with pytest.raises(ModelError, match="has no chat template, so it cannot render messages"):
-        encode_prompt(BYTES, [USER])
-
-
 def test_a_string_prompt_needs_a_string_completion():
     with pytest.raises(DataError, match="write both as messages, or both as strings"):
         encode(CHAT, "why", [{"role": "assistant", "content": "no"}])

@@ -299,7 +299,7 @@ for folder, texts, sides in asked["reward"]:
 for folder, rows in asked["policy"]:
     model = AutoModelForCausalLM.from_pretrained(folder)
     logprobs = []
-    for ids, num_prompt in rows:
+    for ids, num_prompt, _ in rows:
         every = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         start = max(num_prompt, 1)
         logprobs += [every[t - 1, ids[t]].item() for t in range(start, len(ids))]

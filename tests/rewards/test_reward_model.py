@@ -105,6 +105,17 @@ def test_conversations_are_rendered(tmp_path):
         assert score_texts(reward, [asked], [said]) == pytest.approx([wanted], abs=1e-5)
 
 
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns(tmp_path):
+    tokenizer = byte_bpe_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    reward = make_reward(tmp_path, kind="gpt2", tokenizer=tokenizer)
+    said = [{"role": "assistant", "content": "no"}]
+    asked = [{"role": "user", "content": "why"}]
+    before = [{"role": "user", "content": "the cat " * 30}, *said]
+    rows = [scoring_row(reward, prompt, said, 64) for prompt in (asked, before + asked)]
+    assert rows[0] == rows[1]
+
+
 def test_a_reward_model_with_another_tokenizer_reads_the_text_anew(tmp_path):
     # Policy: a word an id, no BOS. Reward model: bytes and merges, BOS, another vocabulary. Ids
     # of the one mean something else to the other, so only the text may pass between them.

@@ -160,10 +160,10 @@ def test_a_partner_is_the_next_completion_of_another_prompt():
     assert [example.partner for example in examples] == [4, 5, 6, 7]
     # Of a: b, which is 2; of b: the next, 3; of the last: from the start again, 2 is the first.
     assert rows[4:] == [
-        ([0, 0, 10, 11, 12], 2),
-        ([1, 1, 10, 11, 12], 2),
-        ([2, 2, 10, 11, 12, 13], 2),
-        ([3, 3, 10, 11, 12], 2),
+        Row([0, 0, 10, 11, 12], 2),
+        Row([1, 1, 10, 11, 12], 2),
+        Row([2, 2, 10, 11, 12, 13], 2),
+        Row([3, 3, 10, 11, 12], 2),
     ]
 
 
@@ -171,7 +171,7 @@ def test_a_partner_fits_into_the_longest_row():
     rows, examples = training.with_partners(*examples_of("a", "b", "c", "d"), 3, "file")
     # Of 3 tokens 1 is left for a completion, and only that of "a" has so few.
     assert [example.partner for example in examples] == [None, 4, 5, 6]
-    assert rows[4:] == [([i, i, 10], 2) for i in (1, 2, 3)]
+    assert rows[4:] == [Row([i, i, 10], 2) for i in (1, 2, 3)]
 
 
 # --- what is refused, and what is told ------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.tiny import WORDS
+from tests.tiny import CHAT_TEMPLATE, WORDS, byte_bpe_tokenizer
 from tests.train import toys
 from tests.train.toys import DEVICE_BATCHES, KIND_WORDS, KINDS, MODELS
 from tether.config import RewardModelConfig
@@ -306,3 +306,18 @@ def test_without_held_out_prompts_there_is_no_accuracy(tmp_path):
     found = toys.result(tmp_path / "reward")
     assert found["held_out_pairs"] == 0
     assert "held_out_accuracy" not in found
+
+
+def test_long_chats_keep_their_pairs_and_lose_their_oldest_turns(tmp_path, capsys):
+    tokenizer = byte_bpe_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    asked = [{"role": "user", "content": "why"}]
+    before = [{"role": "user", "content": "the cat " * 30}, {"role": "assistant", "content": "a"}]
+    rows = [{"prompt": before + asked, "chosen": "yes", "rejected": "no"}]
+    model = reward_model(toys.save(tmp_path, tokenizer=tokenizer))
+    [found], dropped = groups_of(model, rows, tmp_path)
+    assert dropped == 0
+    assert "1 of 1 prompts truncated" in " ".join(capsys.readouterr().err.split())
+    [short], _ = groups_of(model, [{**rows[0], "prompt": asked}], tmp_path)
+    assert found.rows == short.rows
+    assert found.prompt == before + asked

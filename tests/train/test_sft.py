@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.tiny import CHAT_TEMPLATE, EOS, byte_bpe_tokenizer
 from tests.train import toys
 from tests.train.toys import DEMONSTRATIONS, DEVICE_BATCHES, KINDS, MODELS
 from tether.data.batches import Row
 from tether.errors import CheckError, DataError
 from tether.models.language_model import load
-from tether.records import Demonstration
+from tether.records import Demonstration, write_jsonl
 from tether.sections import ComputeConfig, OptimizerConfig
 from tether.train.sft import held_out_loss, losses, tokenize, train_sft
 
@@ -240,3 +241,82 @@ def test_the_loss_of_no_rows_is_none(tmp_path):
     language_model = load(toys.save(tmp_path), ComputeConfig())
     assert held_out_loss(language_model, []) is None
     assert held_out_loss(language_model, [Row([4, 5, 1], 1)]) > 0
+
+
+# --- chats ----------------------------------------------------------------------------------------
+
+
+def chat(*texts):
+    roles = ("user", "assistant") * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def train_on(tmp_path, path, rows, **settings):
+    write_jsonl(tmp_path / "chats.jsonl", rows)
+    train_sft(
+        toys.sft(
+            tmp_path, path, data=str(tmp_path / "chats.jsonl"), batch_size=len(rows), **settings
+        )
+    )
+
+
+def trained_on(tmp_path, rows, **settings):
+    """The tokens of the first optimizer batch, its loss, and that of plain transformers."""
+    tokenizer = byte_bpe_tokenizer(bos=False)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    path = toys.save(tmp_path, tokenizer=tokenizer)
+    train_on(tmp_path, path, rows, **settings)
+    [row] = toys.metrics(tmp_path / "sft")
+    return path, row
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_a_chat_teaches_what_the_assistant_says(tmp_path, turns):
+    rows = [
+        {"messages": chat("why", "the cat", "who", "a dog sat")},
+        {"messages": chat("the mat", "then")},
+    ]
+    path, row = trained_on(tmp_path, rows, turns=turns)
+    plain, tokenizer = plainly_loaded(path)
+    # Written out, in pieces that no token reaches over: the pieces with an end are said by it.
+    first = ["[user]\nwhy\n[assistant]\n", f"the cat{EOS}", "\n[user]\nwho\n[assistant]\n"]
+    pieces = [[*first, f"a dog sat{EOS}"], ["[user]\nthe mat\n[assistant]\n", f"then{EOS}"]]
+    total, count = 0.0, 0
+    for texts in pieces:
+        parts = [tokenizer(text)["input_ids"] for text in texts]
+        whole = tokenizer("".join(texts))["input_ids"]
+        assert [i for part in parts for i in part] == whole
+        said = [EOS in text for text in texts]
+        if turns == "last":
+            said[:-1] = [False] * (len(said) - 1)
+        ids = torch.tensor([whole])
+        labels = [i if own else -100 for own, part in zip(said, parts, strict=True) for i in part]
+        with torch.no_grad():
+            loss = plain(input_ids=ids, labels=torch.tensor([labels])).loss
+        own = sum(label != -100 for label in labels)
+        total, count = total + loss.item() * own, count + own
+    assert row["tokens"] == count
+    assert row["loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_long_chats_lose_turns_instead_of_being_skipped(tmp_path, capsys):
+    rows = [
+        {"messages": chat("why", "the cat " * 6, "who", "a dog sat")},
+        {"messages": chat("a", "b")},
+    ]
+    _, row = trained_on(tmp_path, rows, max_length=32)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 demonstrations truncated: their oldest turns are left out" in told
+    assert toys.result(tmp_path / "sft")["skipped"] == 0
+    tokenizer = plainly_loaded(tmp_path / "sft" / "model")[1]
+    assert row["tokens"] == sum(
+        len(tokenizer(f"{t}{EOS}")["input_ids"]) for t in ("a dog sat", "b")
+    )
+
+
+def test_the_plain_template_is_saved_with_what_was_trained_on_it(tmp_path):
+    path = toys.save(tmp_path, tokenizer=byte_bpe_tokenizer(bos=False))
+    train_on(tmp_path, path, [{"messages": chat("a", "b")}])
+    tokenizer = plainly_loaded(tmp_path / "sft" / "model")[1]
+    text = tokenizer.apply_chat_template(chat("a"), add_generation_prompt=True, tokenize=False)
+    assert text == "User:\na\n\nAssistant:\n"

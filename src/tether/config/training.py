@@ -14,6 +14,8 @@ class SFTConfig(FitConfig):
 
     data: str
     """Demonstrations: JSONL with prompt and completion, chats, Alpaca, …, or plain "text" """
+    turns: Literal["all", "last"] = "all"
+    """Turns of the assistant in a chat that are learned from; the others are context"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,26 +11,46 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 SHARING_PAYS = 0.85  # rows are packed where that leaves at most this share of them
 
 
 class Row(NamedTuple):
-    """Token ids of a prompt and its completion."""
+    """Token ids of a prompt and its completion.
+
+    `gaps` are spans [start, stop) behind the first completion token that are read but belong to no
+    completion: what others say between the assistant's turns.
+    """
 
     ids: list[int]
     num_prompt: int
+    gaps: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_completion(self) -> int:
         """Completion tokens that have something before them to be predicted from."""
-        return len(self.ids) - self.first
+        return len(self.ids) - self.first - sum(stop - start for start, stop in self.gaps)
 
     @property
     def first(self) -> int:
         """Index of the first completion token; a row's very first token predicts, only."""
         return max(self.num_prompt, 1)
+
+    def after(self, prompt: list[int]) -> "Row":
+        """The same completion behind another prompt."""
+        moved = len(prompt) - self.num_prompt
+        gaps = tuple((start + moved, stop + moved) for start, stop in self.gaps)
+        return Row(prompt + self.ids[self.num_prompt :], len(prompt), gaps)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """True on the completion tokens."""
+        found = np.arange(len(self.ids)) >= self.first
+        for start, stop in self.gaps:
+            found[start:stop] = False
+        return found
 
 
 class Batch(NamedTuple):
@@ -69,7 +89,7 @@ def pad(rows: Sequence[Row], *, side: str = "right") -> Batch:
         end = start + len(row.ids)
         ids[i, start:end] = row.ids
         real[i, start:end] = True
-        completion[i, start + row.first : end] = True
+        completion[i, start:end] = row.mask
         last[i, end - 1] = True
     batch = Batch(*map(torch.from_numpy, (ids, completion, last)))
     if side == "right":
@@ -95,7 +115,7 @@ def pack(*packs: Sequence[Row]) -> Batch:
             end = start + len(row.ids)
             ids[i, start:end] = row.ids
             positions[i, start:end] = range(len(row.ids))
-            completion[i, start + row.first : end] = True
+            completion[i, start:end] = row.mask
             last[i, end - 1] = True
             start = end
     return Batch(*map(torch.from_numpy, (ids, completion, last, positions)))

@@ -63,7 +63,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
-    """The demonstrations of a file or folder; of a conversation, its last message is imitated.
+    """The demonstrations of a file or folder; of a whole chat, all that the assistant says.
 
     A {"text": ...} row has the prompt "". Of a preference pair the chosen completion is read.
 
@@ -167,7 +167,25 @@ def _demonstration(row: Row, where: str) -> Demonstration | None:
         row = {**row, "prompt": "", "completion": row["text"]}
     if "completion" not in row and "chosen" in row:
         row = {**row, "completion": row["chosen"]}
+    elif isinstance(row.get("conversations", row.get("messages")), list):
+        row = _from_first_answer(row)
     return from_dict(Demonstration, row, where) if {"prompt", "completion"} <= row.keys() else None
+
+
+def _from_first_answer(row: Row) -> Row:
+    """A whole chat, which teaches all that the assistant says after the user has begun."""
+    prompt, completion = row.get("prompt"), row.get("completion", [])
+    if not isinstance(prompt, list) or not isinstance(completion, list):
+        return row
+    turns = [*prompt, *completion]
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    roles = [turn["role"] for turn in turns]
+    begun = roles.index("user") if "user" in roles else 0
+    if "assistant" not in roles[begun:]:
+        return row
+    first = roles.index("assistant", begun)
+    return {**row, "prompt": turns[:first], "completion": turns[first:]}
 
 
 def _comparison(row: Row, where: str) -> Ranking | PreferencePair | None:

@@ -1,7 +1,7 @@
 """The decode loop: prompts in, sampled completions with their log-probs out."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from tether.kernels import head
 from tether.models.adapters import using
 from tether.models.language_model import LanguageModel
 from tether.models.place import at_work
+from tether.models.templates import tell_of_plain
+from tether.models.truncation import fit_prompt, tell_of_truncated
+from tether.records import Text
 from tether.sections import SamplingConfig
 
 REFILL_SHARE = 0.1  # waiting prompts are read once this share of the slots is free
@@ -49,6 +52,26 @@ def completion_text(
     assert isinstance(start, str)
     assert isinstance(whole, str)
     return whole[len(start) :]
+
+
+def encode_prompts(
+    language_model: LanguageModel, prompts: Sequence[Text], max_new_tokens: int
+) -> list[list[int]]:
+    """Token ids of prompts that leave room for a completion of `max_new_tokens`.
+
+    Chats that are too long lose their oldest turns, which is told.
+
+    Raises:
+        ConfigError: A prompt is empty or too long.
+    """
+    tokenizer, positions = language_model.tokenizer, language_model.max_positions
+    tell_of_plain(tokenizer, prompts)
+    limit = positions - max_new_tokens
+    fitted = [fit_prompt(tokenizer, prompt, limit) for prompt in prompts]
+    tell_of_truncated(sum(cut for _, cut in fitted), len(prompts), "prompts", limit)
+    ids = [each for each, _ in fitted]
+    check_lengths(ids, positions, max_new_tokens)
+    return ids
 
 
 def check_lengths(prompts: list[list[int]], positions: int, max_new_tokens: int) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from tether.config import GenerateConfig
 from tether.data.formats import read_prompts
-from tether.engine.decode import Sampled, check_lengths, completion_text, generate_tokens
+from tether.engine.decode import Sampled, completion_text, encode_prompts, generate_tokens
 from tether.engine.sampling import GENERATION
 from tether.errors import ConfigError
 from tether.models import adapters
-from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, load, load_tokenizer
 from tether.progress import Steps
 from tether.records import Completions, Prompt, Text, to_dict, write_jsonl
@@ -35,8 +34,8 @@ def generate(config: GenerateConfig) -> Path:
     prompts = read_prompts(config.prompts)
     base = load(config.model, config.compute)
     models = dict(with_adapters(base, config.adapters)) or {config.model: base}
-    ids = [encode_prompt(base.tokenizer, record.prompt) for record in prompts]
-    check_lengths(ids, base.max_positions, config.sampling.max_new_tokens)
+    texts = [record.prompt for record in prompts]
+    ids = encode_prompts(base, texts, config.sampling.max_new_tokens)
     rows = [each for each in ids for _ in range(config.num)]
     records: list[Completions] = []
     tokens = 0
@@ -78,7 +77,7 @@ def complete(
     Raises:
         ConfigError: A prompt leaves no room for a completion.
     """
-    ids = [encode_prompt(language_model.tokenizer, prompt) for prompt in prompts]
+    ids = encode_prompts(language_model, prompts, sampling.max_new_tokens)
     rows = [each for each in ids for _ in range(num)]
     sampled = generate_tokens(language_model, rows, sampling, seed=seed, step=GENERATION)
     records = [Prompt(prompt=prompt) for prompt in prompts]

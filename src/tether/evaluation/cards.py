@@ -21,11 +21,8 @@ from tether.evaluation.report_blocks import Line, by_measure
 from tether.evaluation.report_stages import Evaluation, Run, Stage, flat, read_object, read_text
 from tether.evaluation.summary import ALL
 from tether.evaluation.table import Cell
+from tether.hub import MARK
 from tether.rundir import write_text
-
-MARK = (
-    "<!-- Written by tether from the files of the run. Delete this line to keep your changes. -->"
-)
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",

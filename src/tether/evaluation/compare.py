@@ -13,7 +13,7 @@ import torch
 from tether.config import EvaluateConfig, PolicyConfig
 from tether.data.batches import Row, device_batches
 from tether.data.formats import read_prompts
-from tether.engine.decode import Sampled, completion_text, generate_tokens
+from tether.engine.decode import Sampled, completion_text, encode_prompts, generate_tokens
 from tether.engine.sampling import EVALUATION
 from tether.errors import ConfigError
 from tether.evaluation.block_table import print_blocks
@@ -24,7 +24,6 @@ from tether.evaluation.overoptimization import Frontier, write_frontier
 from tether.evaluation.plane import print_efficiency
 from tether.evaluation.summary import Kept, Sample, Summary, keep, summarize
 from tether.evaluation.table import print_table
-from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, completion_kl, completion_logprobs, load
 from tether.progress import Steps, results
 from tether.records import Prompt, write_jsonl
@@ -181,7 +180,8 @@ def answer(
         ConfigError: The policy and the reference have different vocabularies.
     """
     language_model = load(policy.model, config.compute)
-    ids = [encode_prompt(language_model.tokenizer, record.prompt) for record in prompts]
+    texts = [record.prompt for record in prompts]
+    ids = encode_prompts(language_model, texts, config.sampling.max_new_tokens)
     drawn = draw(config, policy, language_model, ids, prompts, scorers)
     distances = [Distance()] * len(drawn)
     if reference is not None:

@@ -120,14 +120,14 @@ def _row(language_model: LanguageModel, way: Way, said: str) -> Row:
         prompt, completion = [{"role": "user", "content": str(prompt)}], f"Answer: {said}"
     elif way.is_question:
         prompt, completion = f"{prompt}\n\nAnswer:", f" {said}"
-    encoded = encode(tokenizer, prompt, completion, end=False)
+    row = encode(tokenizer, prompt, completion, end=False)
     limit = language_model.max_positions
-    if len(encoded.ids) > limit:
+    if len(row.ids) > limit:
         raise DataError(
-            f"the question {shown(way.asked)} has {len(encoded.ids)} tokens; the model has "
+            f"the question {shown(way.asked)} has {len(row.ids)} tokens; the model has "
             f"{limit} positions: leave it out of the probe"
         )
-    return Row(encoded.ids, encoded.num_prompt)
+    return row
 
 
 # --- figures --------------------------------------------------------------------------------------

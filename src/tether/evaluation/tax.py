@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tether.data.batches import Row, device_batches
+from tether.data.batches import device_batches
 from tether.errors import ConfigError
 from tether.evaluation.blocks import Block, Measure, measure
 from tether.models import adapters
@@ -42,8 +42,7 @@ class Loss(NamedTuple):
 @torch.no_grad()
 def text_losses(language_model: LanguageModel, texts: Sequence[Demonstration]) -> list[Loss | None]:
     """−log-prob of each completion after its prompt; None where it exceeds the positions."""
-    encoded = [encode(language_model.tokenizer, each.prompt, each.completion) for each in texts]
-    rows = [Row(each.ids, each.num_prompt) for each in encoded]
+    rows = [encode(language_model.tokenizer, each.prompt, each.completion) for each in texts]
     fits = [i for i, row in enumerate(rows) if len(row.ids) <= language_model.max_positions]
     found: list[Loss | None] = [None] * len(rows)
     for chunk, batch in device_batches([rows[i] for i in fits], ROWS_PER_BATCH):

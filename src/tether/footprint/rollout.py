@@ -21,7 +21,7 @@ from tether.config import (
 from tether.data import formats
 from tether.data.batches import Row, buckets, lengths_mask, step_indices
 from tether.data.rollout import Rollout, Scored
-from tether.engine.decode import check_lengths, generate_tokens
+from tether.engine.decode import encode_prompts, generate_tokens
 from tether.footprint.dry_run import DryRun
 from tether.footprint.models import dry_run, language_model, reward_beside, reward_model
 from tether.footprint.parts import (
@@ -35,7 +35,6 @@ from tether.footprint.parts import (
 )
 from tether.functions import is_function
 from tether.models import adapters
-from tether.models.chat import encode_prompt
 from tether.models.language_model import Device, LanguageModel
 from tether.models.scalar_head import (
     RewardModel,
@@ -79,8 +78,8 @@ def _prompts(
     """Token ids of the prompts, what was assumed for them, and bytes of text and ids."""
     if known:
         records = formats.read_prompts(path)
-        ids = [encode_prompt(model.tokenizer, record.prompt) for record in records]
-        check_lengths(ids, model.max_positions, sampling.max_new_tokens)
+        texts = [record.prompt for record in records]
+        ids = encode_prompts(model, texts, sampling.max_new_tokens)
         return ids, [], bytes_of(records) + bytes_of(ids)
     longest = max(model.max_positions - sampling.max_new_tokens, 1)
     note = (

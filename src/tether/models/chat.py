@@ -2,28 +2,19 @@
 
 The whole text is tokenized in one go and the ids are parted by character offsets: tokenizing the
 two parts alone and joining them gives ids that the model never sees elsewhere ("th" + "e" is not
-"the"). Chat messages are rendered by the tokenizer's own chat template.
+"the"). Chat messages are rendered by the tokenizer's own chat template (`templates`), in which the
+assistant's turns are found (`turns`).
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tether.data.batches import Row
 from tether.errors import DataError, ModelError
-from tether.records import Message, Text, shown
-
-# Put before a template that asks for today's date, so that it always gets this one: a prompt that
-# changed with the calendar would change scores from one day to the next.
-FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """The ids of a prompt and its completion; the first `num_prompt` of them are the prompt's."""
-
-    ids: list[int]
-    num_prompt: int
+from tether.models.templates import render
+from tether.models.turns import Span, conversation
+from tether.records import Text, shown
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
@@ -32,46 +23,77 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]
     Messages are rendered with the chat template up to where the assistant begins to speak.
 
     Raises:
-        ModelError: The tokenizer has no chat template, or no character offsets.
+        DataError: The chat template refuses the messages.
+        ModelError: The tokenizer has no character offsets.
     """
     if isinstance(prompt, str):
         return _tokenize(tokenizer, prompt)[0]
-    return _tokenize(tokenizer, _render(tokenizer, prompt, open_turn=True), rendered=True)[0]
+    return _tokenize(tokenizer, render(tokenizer, prompt, open_turn=True), rendered=True)[0]
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text, *, end: bool = True
-) -> Encoded:
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    completion: Text,
+    *,
+    end: bool = True,
+    turns: Literal["all", "last"] = "all",
+) -> Row:
     """Token ids of a prompt and its completion, tokenized as one text.
 
     A token belongs to the prompt if its last character does; one that reaches over the boundary
     belongs to the completion. Special tokens that the tokenizer puts in front are the prompt's.
+    Of a completion of several messages, what is between the assistant's turns is in the row's gaps;
+    a turn reaches to its last special token, which is the one that ends it.
 
     Args:
         tokenizer: A fast tokenizer (one that tells character offsets).
         prompt: A string, or messages.
         completion: A string (after messages: what the assistant says), or messages.
         end: Close the completion with exactly one EOS; False for a completion that was cut.
+        turns: Of messages: the assistant's turns that are the completion, all or the last one.
 
     Raises:
-        DataError: The prompt is a string and the completion is messages, or the other is empty.
+        DataError: The prompt is a string and the completion is messages, the other is empty, or
+            the chat template refuses the messages.
         ModelError: The tokenizer cannot do it; the message says why and what to do.
     """
-    if isinstance(prompt, str):
-        if not isinstance(completion, str):
-            raise DataError(
-                f"completion={shown(completion)} is a list of messages but the prompt is a "
-                "string: write both as messages, or both as strings"
-            )
-        start, text, rendered = prompt, prompt + completion, False
+    if not isinstance(prompt, str):
+        text, spans = conversation(tokenizer, prompt, completion, end=end, last=turns == "last")
+    elif isinstance(completion, str):
+        text = prompt + completion
+        spans = [Span(len(prompt), len(text))]
     else:
-        start = _render(tokenizer, prompt, open_turn=True)
-        text, rendered = _chat_text(tokenizer, prompt, completion, start, end=end), True
+        raise DataError(
+            f"completion={shown(completion)} is a list of messages but the prompt is a "
+            "string: write both as messages, or both as strings"
+        )
+    rendered = not isinstance(prompt, str)
     ids, ends = _tokenize(tokenizer, text, rendered=rendered)
-    num_prompt = sum(last <= len(start) for last in ends)
+    firsts = [sum(last <= span.start for last in ends) for span in spans]
+    stops = [sum(last <= span.stop for last in ends) for span in spans[:-1]]
     if end:
-        ids = _close(ids, num_prompt, _eos(tokenizer), cut_tail=rendered)
-    return Encoded(ids=ids, num_prompt=num_prompt)
+        ids = _close(ids, firsts[-1], _eos(tokenizer), cut_tail=rendered)
+    return _row(tokenizer, ids, firsts, stops)
+
+
+def _row(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], firsts: list[int], stops: list[int]
+) -> Row:
+    """The row whose turns start at `firsts`; all but the last, which ends it, stop at `stops`."""
+    if not stops:
+        return Row(ids, firsts[0])
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
+    kept: list[tuple[int, int]] = []
+    for first, stop in zip(firsts, stops, strict=False):
+        ending = [i + 1 for i in range(first, stop) if ids[i] in special]
+        kept.append((first, ending[-1] if ending else stop))
+    kept = [(first, stop) for first, stop in kept if first < stop]
+    starts = [first for first, _ in kept[1:]] + [firsts[-1]]
+    gaps = tuple((stop, start) for (_, stop), start in zip(kept, starts, strict=False))
+    num_prompt = kept[0][0] if kept else firsts[-1]
+    return Row(ids, num_prompt, tuple(gap for gap in gaps if gap[0] < gap[1]))
 
 
 def _close(ids: list[int], num_prompt: int, eos: int, *, cut_tail: bool) -> list[int]:
@@ -82,54 +104,6 @@ def _close(ids: list[int], num_prompt: int, eos: int, *, cut_tail: bool) -> list
     if completion[-1:] != [eos]:
         completion.append(eos)
     return ids[:num_prompt] + completion
-
-
-def _chat_text(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[Message],
-    completion: Text,
-    start: str,
-    *,
-    end: bool,
-) -> str:
-    """The conversation as the template writes it; open at the end if the completion was cut."""
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    if not completion:
-        raise DataError("completion=[] has no message: at least the assistant's is needed")
-    if not end and len(completion) == 1:
-        return start + completion[0]["content"]
-    text = _render(tokenizer, prompt + completion, open_turn=False)
-    if not text.startswith(start):
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} writes a prompt differently once "
-            f"the answer follows: {shown(start[-60:])} does not open it. Use a template whose "
-            "generation prompt is how it begins an assistant's message"
-        )
-    return text
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, open_turn: bool) -> str:
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, so it cannot "
-            "render messages: write prompts as strings, or put a chat_template.jinja beside it"
-        )
-    if not messages:
-        raise DataError("prompt=[] has no message: at least the user's is needed")
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = FIXED_DATE + template
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=open_turn, tokenize=False
-        )
-    except TemplateError as error:
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses {shown(messages)}: {error}"
-        ) from None
-    assert isinstance(text, str)
-    return text
 
 
 def _tokenize(

@@ -5,7 +5,6 @@ and positions. (transformers isolates packed rows only when no attention mask is
 cache is off; with either it silently lets rows see each other.)
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +30,9 @@ from tether.errors import ModelError
 from tether.kernels import head
 from tether.models import adapters, layouts, llama, logits
 from tether.models.place import Device, at_work, pick_device, rest
+from tether.models.templates import template_facts
 from tether.models.vocabulary import give_every_token_a_row, load_tokenizer, stop_ids
+from tether.rundir import write_json
 from tether.sections import ComputeConfig, LoraConfig
 
 # What it warns of (a head that is new, a bar for one small file) is meant to be so here.
@@ -251,8 +252,8 @@ def save(language_model: LanguageModel, folder: Path, facts: dict[str, Any]) -> 
     else:
         model.save_pretrained(folder, state_dict=whole)
     language_model.tokenizer.save_pretrained(folder)
-    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "tether.json").write_text(text + "\n", encoding="utf-8")
+    facts = {**facts, **template_facts(language_model.tokenizer)}
+    write_json(folder / "tether.json", facts)
 
 
 def max_positions(config: PretrainedConfig) -> int:

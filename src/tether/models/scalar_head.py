@@ -26,7 +26,6 @@ from tether import parallel
 from tether.data.batches import Batch, Row, device_batches
 from tether.errors import ConfigError, ModelError
 from tether.models import adapters, encoder
-from tether.models.chat import encode
 from tether.models.language_model import (
     FULL,
     LanguageModel,
@@ -37,6 +36,8 @@ from tether.models.language_model import (
     predicting,
 )
 from tether.models.place import Device, at_work, pick_device, rest
+from tether.models.templates import template_facts
+from tether.models.truncation import Fitted, fit_completions
 from tether.models.vocabulary import (
     give_every_token_a_row,
     lengthen,
@@ -122,16 +123,21 @@ class RewardModel(ScalarModel):
         """Longest row, in tokens."""
         return encoder.longest(self.model) if self.encoder else max_positions(self.model.config)
 
-    def row(self, prompt: Text, completion: Text, limit: int) -> Row:
-        """Prompt and completion as the model reads them.
+    def rows(self, prompt: Text, completions: Sequence[Text], limit: int) -> Fitted:
+        """A prompt with each of its completions as the model reads them.
 
-        A decoder's row ends with the end token and may exceed `limit`; an encoder's loses the
-        beginning of the prompt instead, since its completion is read as a whole anyway.
+        A decoder's row ends with the end token; where it exceeds `limit` tokens a chat loses its
+        oldest turns, while a string stays too long. An encoder's row loses the beginning of the
+        prompt, since its completion is read as a whole anyway.
         """
-        if self.encoder:
-            return encoder.encode(self.tokenizer, prompt, completion, limit)
-        encoded = encode(self.tokenizer, prompt, completion)
-        return Row(encoded.ids, encoded.num_prompt)
+        if not self.encoder:
+            return fit_completions(self.tokenizer, prompt, completions, limit)
+        rows = [encoder.encode(self.tokenizer, prompt, c, limit) for c in completions]
+        return Fitted(rows, False)
+
+    def row(self, prompt: Text, completion: Text, limit: int) -> Row:
+        """The row of one completion."""
+        return self.rows(prompt, [completion], limit).rows[0]
 
     def logits(self, rows: Sequence[Row]) -> Float[Tensor, "N H"]:
         """What every head says of each row (raw reward units), in one forward pass."""
@@ -389,6 +395,7 @@ def save_reward_model(reward: RewardModel, folder: Path, facts: dict[str, Any]) 
         model.save_pretrained(folder, state_dict=whole)
     reward.tokenizer.save_pretrained(folder)
     facts = {**facts, "centering": reward.centering._asdict() if reward.centering else None}
+    facts |= template_facts(reward.tokenizer)
     if reward.heads:
         facts["heads"] = [centering._asdict() for centering in reward.heads]
     text = json.dumps(facts, indent=2, allow_nan=False)

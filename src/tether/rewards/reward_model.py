@@ -19,9 +19,9 @@ def score_texts(
 ) -> list[float]:
     """Raw score (reward units) of each completion by a reward model with one head.
 
-    Rows longer than the model's positions are cut there, the end token kept (an encoder's lose the
-    beginning of the prompt). A score depends neither on padding nor on which rows are scored
-    together.
+    Rows longer than the model's positions are cut there, the end token kept (chats lose their
+    oldest turns before, an encoder's rows the beginning of the prompt). A score depends neither on
+    padding nor on which rows are scored together.
     """
     return logits_of_texts(reward, prompts, completions)[:, 0].tolist()
 

@@ -22,8 +22,9 @@ from tether.core import direct_losses
 from tether.data.batches import Row, buckets, split_by_prompt
 from tether.data.formats import read_thumbs
 from tether.errors import DataError
-from tether.models.chat import encode
 from tether.models.language_model import LanguageModel, load, save
+from tether.models.templates import keep_template
+from tether.models.truncation import fit_completions, tell_of_truncated
 from tether.progress import console
 from tether.records import Thumb
 from tether.rundir import StageFolder
@@ -107,11 +108,15 @@ def tokenize(
     limit = _limit(policy, max_length)
     rows: list[Row] = []
     examples: list[Example] = []
+    truncated = 0
+    keep_template(policy.tokenizer, (thumb.prompt for thumb in thumbs))
     for thumb in thumbs:
-        encoded = encode(policy.tokenizer, thumb.prompt, thumb.completion)
-        if len(encoded.ids) <= limit and thumb.weight > 0:
+        (row,), cut = fit_completions(policy.tokenizer, thumb.prompt, [thumb.completion], limit)
+        truncated += cut
+        if len(row.ids) <= limit and thumb.weight > 0:
             examples.append(Example(len(rows), None, thumb.label, thumb.weight, str(thumb.prompt)))
-            rows.append(Row(encoded.ids, encoded.num_prompt))
+            rows.append(row)
+    tell_of_truncated(truncated, len(thumbs), "completions", limit)
     if not examples:
         raise DataError(
             f"{where}: each of {len(thumbs)} completions has weight 0 or exceeds {limit} tokens; "
@@ -147,10 +152,11 @@ def with_partners(
     for i, example in enumerate(examples):
         row, partner = rows[example.row], None
         for other in (examples[(i + step) % num] for step in range(1, num)):
-            completion = rows[other.row].ids[rows[other.row].num_prompt :]
-            if other.prompt != example.prompt and row.num_prompt + len(completion) <= limit:
+            theirs = rows[other.row]
+            length = row.num_prompt + len(theirs.ids) - theirs.num_prompt
+            if other.prompt != example.prompt and length <= limit:
                 partner = len(rows)
-                rows.append(Row(row.ids[: row.num_prompt] + completion, row.num_prompt))
+                rows.append(theirs.after(row.ids[: row.num_prompt]))
                 break
         paired.append(example._replace(partner=partner))
     return rows, paired

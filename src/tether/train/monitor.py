@@ -20,8 +20,7 @@ from rich.text import Text as Line
 from tether import parallel
 from tether.config import OnlineConfig
 from tether.data.formats import read_prompts
-from tether.engine.decode import check_lengths
-from tether.models.chat import encode_prompt
+from tether.engine.decode import encode_prompts
 from tether.progress import console
 from tether.rewards.load import check_rules, load_reward
 from tether.rundir import StageFolder, write_folder
@@ -53,8 +52,7 @@ def load_monitor(config: OnlineConfig, folder: StageFolder, roles: Roles) -> "Mo
         return None
     records = read_prompts(settings.prompts)[: settings.num_prompts or None]
     prompts = [record.prompt for record in records]
-    ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in prompts]
-    check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
+    ids = encode_prompts(roles.policy, prompts, config.sampling.max_new_tokens)
     audits = [load_reward(each, config.compute) for each in settings.audit]
     plots = {each.name: load_reward(each, config.compute) for each in settings.plot}
     check_rules([*roles.rewards, *audits, *plots.values()], prompts)

@@ -27,12 +27,12 @@ from tether.config import (
 from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
 from tether.data.rollout import Scored
-from tether.engine.decode import check_lengths
+from tether.engine.decode import encode_prompts
 from tether.engine.samplers import Request
 from tether.functions import load_function
-from tether.models.chat import encode_prompt
 from tether.models.checkpoint import load_checkpoint, save_checkpoint
 from tether.models.language_model import LanguageModel, save
+from tether.models.templates import keep_template
 from tether.progress import Steps, console
 from tether.records import Text
 from tether.rewards.load import check_rules
@@ -188,8 +188,8 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     prompts = [record.prompt for record in read_prompts(config.prompts)]
     roles = load_roles(config)
     check_rules(roles.rewards, prompts)
-    ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in prompts]
-    check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
+    keep_template(roles.policy.tokenizer, prompts)
+    ids = encode_prompts(roles.policy, prompts, config.sampling.max_new_tokens)
     texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
     optimizer = _optimizer(config, roles)
     monitor = load_monitor(config, folder, roles)

@@ -26,8 +26,9 @@ from tether.data.comparisons import Comparisons, Pair, group
 from tether.data.formats import read_comparisons
 from tether.errors import ConfigError, DataError
 from tether.functions import load_function
-from tether.models.chat import encode
 from tether.models.language_model import LanguageModel, load, save
+from tether.models.templates import keep_template
+from tether.models.truncation import fit_completions, tell_of_truncated
 from tether.progress import console
 from tether.rundir import StageFolder
 from tether.statistics import cluster_mean
@@ -216,10 +217,13 @@ def tokenize(
     """
     limit = min(max_length or policy.max_positions, policy.max_positions)
     before = sum(len(each.pairs) for each in groups)
+    keep_template(policy.tokenizer, (each.prompt for each in groups))
+    truncated = 0
     for each in groups:
-        encoded = [encode(policy.tokenizer, each.prompt, c) for c in each.completions]
-        each.rows = [Row(e.ids, e.num_prompt) for e in encoded]
+        fitted = fit_completions(policy.tokenizer, each.prompt, each.completions, limit)
+        each.rows, truncated = fitted.rows, truncated + fitted.truncated
         each.keep_usable(limit)
+    tell_of_truncated(truncated, len(groups), "prompts", limit)
     left = [each for each in groups if each.pairs]
     if not left:
         raise DataError(

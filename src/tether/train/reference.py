@@ -106,7 +106,9 @@ def _key(reference: str, policy: LanguageModel, rows: list[Row]) -> str:
     """What the log-probs depend on: the model, the precision, every token id and boundary."""
     digest = hashlib.sha256(f"{fingerprint(reference)} {policy.place.dtype}".encode())
     for row in rows:
-        digest.update(np.array([len(row.ids), row.num_prompt, *row.ids], np.int64).tobytes())
+        gaps = (end for gap in row.gaps for end in gap)
+        numbers = [len(row.ids), row.num_prompt, *row.ids, *gaps]
+        digest.update(np.array(numbers, np.int64).tobytes())
     return digest.hexdigest()
 
 

@@ -35,6 +35,8 @@ from tether.models.scalar_head import (
     new_reward_model,
     save_reward_model,
 )
+from tether.models.templates import keep_template
+from tether.models.truncation import tell_of_truncated
 from tether.progress import console
 from tether.rundir import StageFolder
 from tether.statistics import cluster_mean
@@ -132,11 +134,15 @@ def tokenize(
     limit = min(config.max_length or reward.longest, reward.longest)
     kind, heads = config.loss, config.heads
     before = sum(len(judgments.judged(kind, group_)) for group_ in groups)
+    keep_template(reward.tokenizer, (group_.prompt for group_ in groups))
+    truncated = 0
     for group_ in groups:
-        group_.rows = [reward.row(group_.prompt, c, limit) for c in group_.completions]
+        group_.rows, cut = reward.rows(group_.prompt, group_.completions, limit)
+        truncated += cut
         group_.keep_usable(limit)
         if heads > 1:
             group_.copies = tuple(copies(config.seed, h, group_.key) for h in range(heads))
+    tell_of_truncated(truncated, len(groups), "prompts", limit)
     left = [group_ for group_ in groups if judgments.judged(kind, group_)]
     if not left:
         raise DataError(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,10 @@ from tether.config import SFTConfig
 from tether.data.batches import Row, device_batches, split_by_prompt
 from tether.data.formats import read_demonstrations
 from tether.errors import DataError
-from tether.models.chat import encode, encode_prompt
+from tether.models.chat import encode_prompt
 from tether.models.language_model import LanguageModel, completion_logprobs, load, save
+from tether.models.templates import keep_template
+from tether.models.truncation import fit_demonstration, tell_of_truncated
 from tether.progress import console
 from tether.records import Demonstration
 from tether.rundir import StageFolder
@@ -38,7 +41,9 @@ def train_sft(config: SFTConfig) -> Path:
         config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed, shard=True
     )
     demonstrations = read_demonstrations(config.data)
-    rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
+    rows, skipped = tokenize(
+        language_model, demonstrations, config.max_length, config.data, config.turns
+    )
     pairs = [(row, d) for row, d in zip(rows, demonstrations, strict=True) if row]
     keys = [str(demonstration.prompt or demonstration.completion) for _, demonstration in pairs]
     train, held = split_by_prompt(keys, config.held_out, config.seed)
@@ -76,23 +81,30 @@ def tokenize(
     demonstrations: list[Demonstration],
     max_length: int,
     where: str,
+    turns: Literal["all", "last"] = "all",
 ) -> tuple[list[Row | None], int]:
     """Rows of the demonstrations, None where one is too long or weighs 0, and how many are.
+
+    Chats that are too long lose their oldest turns instead, which is told.
 
     Raises:
         DataError: A row has nothing to learn from, or none is left.
     """
     limit = min(max_length or language_model.max_positions, language_model.max_positions)
     rows: list[Row | None] = []
+    tokenizer, truncated = language_model.tokenizer, 0
+    keep_template(tokenizer, (each.prompt for each in demonstrations))
     for i, demonstration in enumerate(demonstrations):
-        encoded = encode(language_model.tokenizer, demonstration.prompt, demonstration.completion)
-        row = Row(encoded.ids, encoded.num_prompt)
+        texts = demonstration.prompt, demonstration.completion
+        (row,), cut = fit_demonstration(tokenizer, *texts, limit, turns)
+        truncated += cut
         if not demonstration.completion or row.num_completion < 1:
             raise DataError(
                 f"{where}: demonstration {i + 1} has no completion token to learn from; "
                 "give every record a completion"
             )
         rows.append(row if len(row.ids) <= limit and demonstration.weight > 0 else None)
+    tell_of_truncated(truncated, len(rows), "demonstrations", limit)
     skipped = rows.count(None)
     if skipped == len(rows):
         raise DataError(
@@ -108,8 +120,10 @@ def _tell_of_straddling(
     """Say for how many prompts the tokens that sampling starts from are not those trained on."""
     prompted = [(row, demonstration.prompt) for row, demonstration in pairs if demonstration.prompt]
     tokenizer = language_model.tokenizer
+    # The last tokens tell it, also where a chat has lost its first turns.
     differ = sum(
-        encode_prompt(tokenizer, prompt) != row.ids[: row.num_prompt] for row, prompt in prompted
+        encode_prompt(tokenizer, prompt)[-2:] != row.ids[: row.num_prompt][-2:]
+        for row, prompt in prompted
     )
     if differ:
         console.print(
