@@ -268,20 +268,22 @@ def check_data(arguments: list[str]) -> None:
     from tether.data import formats
     from tether.errors import DataError
 
-    uses: dict[str, Callable[[str], list[Any]]] = {
-        "sft --data": formats.read_demonstrations,
-        "reward --data": formats.read_comparisons,
-        "dpo --data": formats.read_comparisons,
-        "kto --data": formats.read_thumbs,
-        "score --data": formats.read_completions,
-        "ppo --prompts": formats.read_prompts,
+    uses: dict[str, formats.Use] = {
+        "sft --data": "demonstrations",
+        "reward --data": "comparisons",
+        "dpo --data": "comparisons",
+        "kto --data": "thumbs",
+        "score --data": "completions",
+        "ppo --prompts": "prompts",
     }
+    found = formats.uses(arguments[0], list(dict.fromkeys(uses.values())))
     refusals: list[str] = []
-    for use, read in uses.items():
-        try:
-            print(f"tether {use:<14} {len(read(arguments[0]))} records")
-        except DataError as error:
-            refusals.append(f"not for {use}: {error}")
+    for use, name in uses.items():
+        records = found[name]
+        if isinstance(records, DataError):
+            refusals.append(f"not for {use}: {records}")
+        else:
+            print(f"tether {use:<14} {records} records")
     if len(refusals) == len(uses):
         raise DataError(refusals[-1].partition(": ")[2])  # prompts ask for least
     print("\n".join(refusals))

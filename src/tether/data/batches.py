@@ -5,13 +5,18 @@ attention no real token ever sees a pad, so no attention mask is needed and padd
 Where lengths differ much, short rows share a row of the batch instead.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
+
+from tether.data.shelf import Shelf
 
 SHARING_PAYS = 0.85  # rows are packed where that leaves at most this share of them
 
@@ -154,9 +159,11 @@ def lengths_mask(lengths: Sequence[int]) -> Bool[Tensor, "B T"]:
     return columns[None, :] < torch.tensor(lengths)[:, None]
 
 
-def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)
+def epoch_order(num: int, seed: int, epoch: int) -> "array[int]":
     """A permutation that depends on (seed, epoch) alone, so a resumed run sees the same order."""
-    return np.random.default_rng([seed, epoch, 0xDA7A]).permutation(num).tolist()
+    order = np.random.default_rng([seed, epoch, 0xDA7A]).permutation(num)
+    return array("q", order.astype(np.int64, copy=False).tobytes())
 
 
 def step_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -170,15 +177,44 @@ def step_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
     return [orders[i // num][i % num] for i in wanted]
 
 
-def split_by_prompt(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+def row_shelf() -> Shelf[Row | None]:
+    """Rows, and None for what is skipped, that may be larger than the memory."""
+    return Shelf(lambda row: row and tuple(row), lambda plain: plain and Row(*plain))
+
+
+def split_by_prompt(
+    keys: "Sequence[str] | array[int]", share: float, seed: int
+) -> tuple[Sequence[int], Sequence[int]]:
     """Indices to train on and indices held out; rows with the same key stay on one side.
 
     At least one key is held out where `share` > 0 and there are two or more; at least one is not.
+
+    Args:
+        keys: Texts, or where they are too many their hashes.
+        share: Of the different keys, how many are held out.
+        seed: Decides which.
     """
+    if isinstance(keys, array):
+        return _split_by_hash(keys, share, seed)
     unique = sorted(set(keys))
-    wanted = max(round(share * len(unique)), int(share > 0))
-    count = max(min(wanted, len(unique) - 1), 0)
-    order = np.random.default_rng([seed, 0x5B117]).permutation(len(unique))
-    held = {unique[i] for i in order[:count]}
+    held = {unique[i] for i in _held_out(len(unique), share, seed)}
     train = [i for i, key in enumerate(keys) if key not in held]
     return train, [i for i, key in enumerate(keys) if key in held]
+
+
+def _split_by_hash(
+    keys: "array[int]", share: float, seed: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    unique, place = np.unique(np.frombuffer(keys, np.uint64), return_inverse=True)
+    is_held = np.zeros(len(unique), dtype=bool)
+    is_held[_held_out(len(unique), share, seed)] = True
+    sides = [np.flatnonzero(side).astype(np.int64) for side in (~is_held[place], is_held[place])]
+    train, held = (array("q", side.tobytes()) for side in sides)
+    return train, held
+
+
+def _held_out(num: int, share: float, seed: int) -> NDArray[np.int64]:
+    """Which of `num` sorted keys are held out."""
+    wanted = max(round(share * num), int(share > 0))
+    count = max(min(wanted, num - 1), 0)
+    return np.random.default_rng([seed, 0x5B117]).permutation(num)[:count]

@@ -4,6 +4,7 @@ Their gradient holds up what pretraining or SFT taught and the reward does not a
 alignment tax. Source: Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, eq. 2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from tether import parallel
 from tether.config import PolicyGradientConfig
 from tether.data.batches import Row, step_indices
 from tether.data.formats import read_demonstrations
+from tether.data.shelf import made
 from tether.models.language_model import LanguageModel
 from tether.progress import console
 from tether.train import sft
@@ -22,7 +24,7 @@ from tether.train import sft
 class Ptx:
     """The texts as token rows with their weights."""
 
-    examples: list[tuple[Row, float]]
+    examples: Sequence[tuple[Row, float]]
 
     def accumulate(
         self,
@@ -70,5 +72,5 @@ def load_ptx(policy: LanguageModel, config: PolicyGradientConfig) -> Ptx | None:
         console.print(
             f"{skipped} of {len(rows)} texts of ptx.data skipped: too long or of weight 0"
         )
-    pairs = zip(rows, demonstrations, strict=True)
-    return Ptx([(row, demonstration.weight) for row, demonstration in pairs if row])
+    pairs = sft.usable(rows, demonstrations)
+    return Ptx(made(len(pairs), lambda i: sft.with_weight(*pairs[i]), like=rows))

@@ -1,7 +1,8 @@
 """Supervised fine-tuning: raise the log-prob of demonstrated completions."""
 
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from tether import parallel
 from tether.config import SFTConfig
-from tether.data.batches import Row, device_batches, split_by_prompt
+from tether.data.batches import Row, device_batches, row_shelf, split_by_prompt
 from tether.data.formats import read_demonstrations
+from tether.data.shelf import made, text_keys, watched
 from tether.errors import DataError
 from tether.models.chat import encode, encode_prompt
 from tether.models.language_model import LanguageModel, completion_logprobs, load, save
@@ -21,6 +23,7 @@ from tether.rundir import StageFolder
 from tether.train import loop
 
 ROWS_PER_EVALUATION_BATCH = 64
+STRADDLING_LOOKED_AT = 20_000  # demonstrations
 
 
 def train_sft(config: SFTConfig) -> Path:
@@ -38,16 +41,16 @@ def train_sft(config: SFTConfig) -> Path:
         config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed
     )
     parallel.shard(language_model.model, config.compute.parallel)
-    demonstrations = read_demonstrations(config.data)
+    demonstrations = read_demonstrations(config.data, config.columns)
     rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
-    pairs = [(row, d) for row, d in zip(rows, demonstrations, strict=True) if row]
-    keys = [str(demonstration.prompt or demonstration.completion) for _, demonstration in pairs]
+    pairs = usable(rows, demonstrations)
+    keys = text_keys((str(d.prompt or d.completion) for _, d in pairs), like=rows)
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     if skipped:
         console.print(f"{skipped} of {len(rows)} demonstrations skipped: too long, or of weight 0")
     _tell_of_straddling(language_model, pairs)
-    examples = [(pairs[i][0], pairs[i][1].weight) for i in train]
-    held_rows = [pairs[i][0] for i in held]
+    examples = made(len(train), lambda i: with_weight(*pairs[train[i]]), like=rows)
+    held_rows = made(len(held), lambda i: pairs[held[i]][0], like=rows)
     provenance = {"made_by": "tether sft", "model": config.model, "data": config.data}
 
     def write(path: Path) -> None:
@@ -74,18 +77,18 @@ def train_sft(config: SFTConfig) -> Path:
 
 def tokenize(
     language_model: LanguageModel,
-    demonstrations: list[Demonstration],
+    demonstrations: Sequence[Demonstration],
     max_length: int,
     where: str,
-) -> tuple[list[Row | None], int]:
+) -> tuple[Sequence[Row | None], int]:
     """Rows of the demonstrations, None where one is too long or weighs 0, and how many are.
 
     Raises:
         DataError: A row has nothing to learn from, or none is left.
     """
     limit = min(max_length or language_model.max_positions, language_model.max_positions)
-    rows: list[Row | None] = []
-    for i, demonstration in enumerate(demonstrations):
+    rows, skipped = row_shelf(), 0
+    for i, demonstration in enumerate(watched(demonstrations, "tokenize")):
         encoded = encode(language_model.tokenizer, demonstration.prompt, demonstration.completion)
         row = Row(encoded.ids, encoded.num_prompt)
         if not demonstration.completion or row.num_completion < 1:
@@ -93,21 +96,44 @@ def tokenize(
                 f"{where}: demonstration {i + 1} has no completion token to learn from; "
                 "give every record a completion"
             )
-        rows.append(row if len(row.ids) <= limit and demonstration.weight > 0 else None)
-    skipped = rows.count(None)
+        fits = len(row.ids) <= limit and demonstration.weight > 0
+        rows.append(row if fits else None)
+        skipped += not fits
     if skipped == len(rows):
         raise DataError(
             f"{where}: every demonstration exceeds {limit} tokens or has weight 0; "
             "raise max_length, or give shorter ones"
         )
-    return rows, skipped
+    return rows.plain(), skipped
+
+
+def usable(
+    rows: Sequence[Row | None], demonstrations: Sequence[Demonstration]
+) -> Sequence[tuple[Row, Demonstration]]:
+    """The rows that are not skipped, each with its demonstration."""
+    places = array("q", (i for i, row in enumerate(rows) if row))
+
+    def pair(i: int) -> tuple[Row, Demonstration]:
+        row = rows[places[i]]
+        assert row is not None
+        return row, demonstrations[places[i]]
+
+    return made(len(places), pair, like=rows)
+
+
+def with_weight(row: Row, demonstration: Demonstration) -> tuple[Row, float]:
+    """What the loss takes of a demonstration."""
+    return row, demonstration.weight
 
 
 def _tell_of_straddling(
-    language_model: LanguageModel, pairs: list[tuple[Row, Demonstration]]
+    language_model: LanguageModel, pairs: Sequence[tuple[Row, Demonstration]]
 ) -> None:
-    """Say for how many prompts the tokens that sampling starts from are not those trained on."""
-    prompted = [(row, demonstration.prompt) for row, demonstration in pairs if demonstration.prompt]
+    """Say for how many prompts the tokens that sampling starts from are not those trained on.
+
+    Of many demonstrations the first are looked at.
+    """
+    prompted = [(row, d.prompt) for row, d in pairs[:STRADDLING_LOOKED_AT] if d.prompt]
     tokenizer = language_model.tokenizer
     differ = sum(
         encode_prompt(tokenizer, prompt) != row.ids[: row.num_prompt] for row, prompt in prompted
@@ -152,7 +178,7 @@ def losses(
 
 
 @torch.no_grad()
-def held_out_loss(language_model: LanguageModel, rows: list[Row]) -> float | None:
+def held_out_loss(language_model: LanguageModel, rows: Sequence[Row]) -> float | None:
     """Mean negative log-prob per completion token (nats); None without rows."""
     if not rows:
         return None
@@ -163,7 +189,7 @@ def held_out_loss(language_model: LanguageModel, rows: list[Row]) -> float | Non
     return total / sum(row.num_completion for row in rows)
 
 
-def _held_out_metrics(language_model: LanguageModel, held: list[Row]) -> dict[str, float]:
+def _held_out_metrics(language_model: LanguageModel, held: Sequence[Row]) -> dict[str, float]:
     loss = held_out_loss(language_model, held)
     if loss is None:
         return {}
