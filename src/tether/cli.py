@@ -71,6 +71,7 @@ Reports, data
   tether report RUN RUN … [--out FILE]   one page that compares runs, or seeds of one
   tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
   tether data check FILE                 say what a data file holds
+  tether data convert FILE --to KIND --out FILE            the same records in another shape
 
 A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
 """
@@ -362,6 +363,7 @@ FUNCTIONS = {
     "web": "tether.web.main:web",
     "simulate prepare": "tether.evaluation.simulator:prepare",
     "simulate pack": "tether.web.simulator:pack",
+    "data convert": "tether.data.convert:convert_data",
     "feedback import": "tether.feedback.commands:import_items",
     "feedback export": "tether.feedback.commands:export_labels",
     "feedback invite": "tether.feedback.commands:invite_person",

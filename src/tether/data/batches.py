@@ -8,7 +8,7 @@ Where lengths differ much, short rows share a row of the batch instead.
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -195,7 +195,7 @@ def split_by_prompt(
         seed: Decides which.
     """
     if isinstance(keys, array):
-        return _split_by_hash(keys, share, seed)
+        return _split_by_hash(cast("array[int]", keys), share, seed)
     unique = sorted(set(keys))
     held = {unique[i] for i in _held_out(len(unique), share, seed)}
     train = [i for i, key in enumerate(keys) if key not in held]

@@ -116,7 +116,7 @@ def read_each(
     Raises:
         DataError: A file is missing, or a row has nothing for this use in a shape we know.
     """
-    rows = _project_rows(Path(path), use) if is_project(path) else read_rows(path, columns)
+    rows = project_rows(Path(path), use) if is_project(path) else read_rows(path, columns)
     for row, where in rows:
         for record in read_row(row, where, use):
             yield record, where
@@ -190,7 +190,12 @@ def _load(plain: tuple[str, Row]) -> Record:
     return getattr(records, name)(**fields)
 
 
-def _project_rows(path: Path, use: Use) -> Iterator[tuple[Row, str]]:
+def project_rows(path: Path, use: Use) -> Iterator[tuple[Row, str]]:
+    """Rows of what the labelers of a feedback project say, for one use.
+
+    Raises:
+        DataError: It holds judgments, not what is asked for, or none that decides anything.
+    """
     store, what = Store(path), _READINGS[use].what
     if use == "prompts":
         rows = export.prompts(store)

@@ -1,5 +1,6 @@
 """From public shapes of rows to our fields: one small function a shape, tried in order."""
 
+import re
 from itertools import takewhile
 from os.path import commonprefix
 from typing import Any
@@ -189,6 +190,11 @@ def labelled_outputs(row: Row) -> Row | None:
     }
 
 
+USED = re.compile(
+    r"instruction|input|output|response|human_output|responses|conversations|messages|system|text"
+    r"|preferred_output|non_preferred_output|response[12]|output_[12]|annotator\w*|subset"
+)
+"""Columns that public shapes consist of."""
 SHAPES = (
     hh_transcripts,
     conversation_pair,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, Generic, TypeVar, overload
 
 from tether.errors import DataError
-from tether.progress import Steps
+from tether.progress import counted
 
 T = TypeVar("T")
 
@@ -133,10 +133,7 @@ def watched(items: Sequence[T], name: str) -> Iterator[T]:
     if isinstance(items, list):
         yield from items
         return
-    with Steps(name, len(items)) as progress:
-        for item in items:
-            yield item
-            progress.advance()
+    yield from counted(items, name, len(items))
 
 
 def text_keys(texts: Iterable[str], *, like: Sequence[Any]) -> "list[str] | array[int]":

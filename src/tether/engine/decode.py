@@ -1,7 +1,7 @@
 """The decode loop: prompts in, sampled completions with their log-probs out."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ def completion_text(
     return whole[len(start) :]
 
 
-def check_lengths(prompts: list[list[int]], positions: int, max_new_tokens: int) -> None:
+def check_lengths(prompts: Sequence[list[int]], positions: int, max_new_tokens: int) -> None:
     """Refuse prompts that are empty or leave no room for a completion.
 
     Raises:

@@ -4,6 +4,7 @@ The batch is the fullest of those that the run will draw, where its data is ther
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -149,7 +150,7 @@ def of_reward(
 
 def _comparisons(
     config: RewardModelConfig, model: RewardModel, known: bool, answers: GenerateConfig | None
-) -> tuple[list[Comparisons], list[str]]:
+) -> tuple[Sequence[Comparisons], list[str]]:
     """Comparisons as they are, or as they are expected, and what was assumed for them."""
     if known:
         return reward.tokenize(model, reward.read(config), config)[0], []

@@ -6,6 +6,7 @@ online DPO and best-of-n choose among a prompt's completions instead (`choose.py
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from tether.config import (
 from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
 from tether.data.rollout import Scored
+from tether.data.shelf import made, shelved
 from tether.engine.decode import check_lengths
 from tether.engine.samplers import Request
 from tether.functions import load_function
@@ -117,8 +119,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     beta: Beta
     source: Source
-    prompts: list[Text]
-    ids: list[list[int]]
+    prompts: Sequence[Text]
+    ids: Sequence[list[int]]
     ptx: Ptx | None
     monitor: Monitor | None = None
     advantage: Advantage | None = None  # the user's own
@@ -175,10 +177,12 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     if folder.finished:
         forget_models(folder)
         return folder.path
-    prompts = [record.prompt for record in read_prompts(config.prompts)]
+    records = read_prompts(config.prompts)
+    prompts = made(len(records), lambda i: records[i].prompt, like=records)
     roles = load_roles(config)
     check_rules(roles.rewards, prompts)
-    ids = [encode_prompt(roles.policy.tokenizer, prompt) for prompt in prompts]
+    tokenizer = roles.policy.tokenizer
+    ids = shelved((encode_prompt(tokenizer, prompt) for prompt in prompts), list, list)
     check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
     texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
     optimizer = _optimizer(config, roles)
