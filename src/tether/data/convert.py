@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 from tether.data.formats import Record, Use, project_rows, read_row
 from tether.data.shapes import USED, our_fields
@@ -66,6 +66,14 @@ FIELDS = {
     for kind in (Prompt, Demonstration, PreferencePair, Ranking, Thumb, Completions)
     for each in fields(kind)
 }
+NAMES = {
+    Prompt: "prompts",
+    Demonstration: "demonstrations",
+    PreferencePair: "pairs",
+    Ranking: "rankings",
+    Thumb: "thumbs",
+    Completions: "completions",
+}
 NEXT = {
     Prompt: "generate --model DIR --prompts {out} --out DIR",
     Demonstration: "sft --model DIR --data {out} --out DIR",
@@ -106,22 +114,21 @@ class Told:
     changed: Counter[str] = field(default_factory=Counter)
 
 
-def convert_data(config: Annotated[OmitArgPrefixes[ConvertConfig], arg(name="")]) -> None:
+def convert_data(config: Annotated[ConvertConfig, arg(name="")]) -> None:
     """Write the records of a file in another shape, and say what that shape cannot hold."""
     told = convert(config)
-    what = ", ".join(f"{num} of type {kind.__name__}" for kind, num in told.records.items())
-    results.print(f"{config.out}: {told.rows} rows read; records written: {what}", markup=False)
+    what = ", ".join(f"{num} {NAMES[kind]}" for kind, num in told.records.items())
+    lines = [f"{config.out}: {what} of {told.rows} rows"]
     if told.empty:
-        results.print(f"{told.empty} rows decide nothing: all their completions are tied")
+        lines.append(f"{told.empty} rows decide nothing: their completions are all tied")
     for name, num in told.left_out.most_common():
-        results.print(f"{name!r} of {num} rows is left out: {config.to} has no place for it")
+        lines.append(f"{name!r} of {num} rows left out: {config.to} has no place for it")
+    form = "as a transcript" if config.to == "hh" else "as messages"
     for name, num in told.changed.most_common():
-        results.print(
-            f"{name!r} of {num} records reads back in another form: {config.to} cannot hold it as "
-            "it was"
-        )
+        lines.append(f"{name!r} of {num} records written {form}, and read back so")
     (kind, _), *_ = told.records.most_common(1)
-    results.print(f"next  tether {NEXT[kind].format(out=config.out)}", markup=False)
+    lines.append(f"next  tether {NEXT[kind].format(out=config.out)}")
+    results.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def convert(config: ConvertConfig) -> Told:
@@ -212,10 +219,11 @@ def shaped(record: Record, to: To) -> Row:
     if to == "hh":
         return _hh(row)
     if to == "openai":
+        row = _as_messages(row)
         return {
-            "input": {"messages": _messages(row.pop("prompt"), "user")},
-            "preferred_output": _messages(row.pop("chosen"), "assistant"),
-            "non_preferred_output": _messages(row.pop("rejected"), "assistant"),
+            "input": {"messages": row.pop("prompt")},
+            "preferred_output": row.pop("chosen"),
+            "non_preferred_output": row.pop("rejected"),
             **row,
         }
     if to == "alpaca":
@@ -255,12 +263,11 @@ def _conversation(row: Row, *, sharegpt: bool) -> Row:
             f"prompt={row['prompt']!r} opens no conversation; convert texts without a prompt to "
             "demonstrations or alpaca"
         )
-    turns = _messages(row.pop("prompt"), "user")
-    if "completion" in row:
-        turns = [*turns, *_messages(row.pop("completion"), "assistant")]
+    row = _as_messages(row)
+    turns = row.pop("prompt") + row.pop("completion", [])
     for side in ("chosen", "rejected"):
         if side in row:
-            row[side] = [_turn(x, sharegpt) for x in _messages(row[side], "assistant")]
+            row[side] = [_turn(turn, sharegpt) for turn in row[side]]
     name = "conversations" if sharegpt else "messages"
     return {name: [_turn(turn, sharegpt) for turn in turns], **row}
 
@@ -273,8 +280,27 @@ def _turn(message: Message, sharegpt: bool) -> Message:
     return {"from": role, "value": message["content"], **others}
 
 
-def _messages(text: Text, role: str) -> list[Message]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
+def _as_messages(row: Row) -> Row:
+    """The same with its texts as messages; a transcript and what goes on with it turn by turn."""
+    turns = isinstance(row["prompt"], str) and TRANSCRIPT.fullmatch(row["prompt"]) is not None
+    asked = {"prompt": _messages(row["prompt"], "user", turns)}
+    sides = [name for name in ("completion", "chosen", "rejected") if name in row]
+    return {**row, **asked, **{name: _messages(row[name], "assistant", turns) for name in sides}}
+
+
+def _messages(text: Text, role: str, in_turns: bool) -> list[Message]:
+    if not isinstance(text, str):
+        return text
+    if not in_turns:
+        return [{"role": role, "content": text}]
+    opening, *parts = re.split(r"\n\n(Human|Assistant): ?", text)
+    names = {"Human": "user", "Assistant": "assistant"}
+    said = [(names[name], part) for name, part in zip(parts[::2], parts[1::2], strict=True)]
+    if role == "assistant":
+        said = [(role, opening.removeprefix(" ")), *said]
+    elif said[-1] == ("assistant", ""):
+        said.pop()  # a prompt ends where the assistant begins to speak
+    return [{"role": name, "content": part} for name, part in said]
 
 
 # --- what is lost ---------------------------------------------------------------------------------

@@ -29,7 +29,9 @@ def our_fields(row: Row, where: str) -> Row:
 def hh_transcripts(row: Row) -> Row | None:
     """HH-RLHF: chosen and rejected are whole dialogues, equal up to an assistant's turn."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    if "prompt" in row or not isinstance(chosen, str) or not isinstance(rejected, str):
+    if {"prompt", "instruction", "conversations", "messages"} & row.keys():
+        return None
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
         return None
     if "\n\nAssistant:" not in chosen:
         return None
