@@ -16,8 +16,6 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tether.data.shelf import Shelf
-
 SHARING_PAYS = 0.85  # rows are packed where that leaves at most this share of them
 
 
@@ -175,11 +173,6 @@ def step_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
     wanted = range(start, start + batch_size)
     orders = {epoch: epoch_order(num, seed, epoch) for epoch in {i // num for i in wanted}}
     return [orders[i // num][i % num] for i in wanted]
-
-
-def row_shelf() -> Shelf[Row | None]:
-    """Rows, and None for what is skipped, that may be larger than the memory."""
-    return Shelf(lambda row: row and tuple(row), lambda plain: plain and Row(*plain))
 
 
 def split_by_prompt(

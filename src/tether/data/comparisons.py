@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tether.data.batches import Row
-from tether.data.shelf import Made, Shelf, text_hash, watched
+from tether.data.shelf import TOKENS_IN_MEMORY, Made, Shelf, text_hash, watched
 from tether.records import PreferencePair, Ranking, Text, Thumb, pairs
 
 
@@ -171,7 +171,7 @@ def comparison_shelf() -> Shelf[Comparisons]:
             copies=copies,
         )
 
-    return Shelf(dump, load)
+    return Shelf(dump, load, TOKENS_IN_MEMORY)
 
 
 def _add_pair(comparisons: Comparisons, record: PreferencePair) -> None:

@@ -1,6 +1,6 @@
 """A sequence that may be larger than the memory.
 
-A shelf is a list until what it holds takes 64 MiB. From then on it keeps its items in a file
+A shelf is a list until what it holds takes 16 MiB. From then on it keeps its items in a file
 without a name, in the folder for temporary files (`TMPDIR`), and in memory eight bytes for each.
 The file is gone when the shelf is, however the process ends.
 """
@@ -11,6 +11,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import IO, Any, Generic, TypeVar, overload
 
 from tether.errors import DataError
@@ -18,20 +19,24 @@ from tether.progress import counted
 
 T = TypeVar("T")
 
-IN_MEMORY = 64 << 20  # bytes, as marshal writes them; as objects several times that
+IN_MEMORY = 16 << 20  # bytes, as marshal writes them; texts take little more in memory
+TOKENS_IN_MEMORY = 16 << 20  # the same of token ids, which take eight times that as lists
 
 
 class Shelf(Sequence[T], Generic[T]):
     """Items that can be appended and read in any order, each by itself."""
 
-    def __init__(self, dump: Callable[[T], Any], load: Callable[[Any], T]) -> None:
+    def __init__(
+        self, dump: Callable[[T], Any], load: Callable[[Any], T], in_memory: int = 0
+    ) -> None:
         """An empty shelf.
 
         Args:
             dump: An item as plain tuples, lists, dicts, strings, numbers and None.
             load: The item of what `dump` made.
+            in_memory: Bytes from which on it is a file; 0 = 16 MiB.
         """
-        self._dump, self._load = dump, load
+        self._dump, self._load, self._in_memory = dump, load, in_memory or IN_MEMORY
         self._held: list[T] = []
         self._ends = array("Q", [0])
         self._file: IO[bytes] | None = None
@@ -45,7 +50,7 @@ class Shelf(Sequence[T], Generic[T]):
         """
         data = marshal.dumps(self._dump(item))
         self._ends.append(self._ends[-1] + len(data))
-        if self._file is None and self._ends[-1] <= IN_MEMORY:
+        if self._file is None and self._ends[-1] <= self._in_memory:
             self._held.append(item)
             return
         try:
@@ -110,9 +115,11 @@ class Made(Sequence[T], Generic[T]):
         return self._make(self._places[index])
 
 
-def shelved(items: Iterable[T], dump: Callable[[T], Any], load: Callable[[Any], T]) -> Sequence[T]:
+def shelved(
+    items: Iterable[T], dump: Callable[[T], Any], load: Callable[[Any], T], in_memory: int = 0
+) -> Sequence[T]:
     """A list of the items, or a shelf where they are many."""
-    shelf = Shelf(dump, load)
+    shelf = Shelf(dump, load, in_memory)
     for item in items:
         shelf.append(item)
     return shelf.plain()
@@ -136,9 +143,15 @@ def watched(items: Sequence[T], name: str) -> Iterator[T]:
     yield from counted(items, name, len(items))
 
 
-def text_keys(texts: Iterable[str], *, like: Sequence[Any]) -> "list[str] | array[int]":
-    """What tells texts apart: themselves if `like` is a list, else their hashes (64 bits)."""
-    return list(texts) if isinstance(like, list) else array("Q", map(text_hash, texts))
+def text_keys(texts: Iterable[str]) -> "list[str] | array[int]":
+    """What tells texts apart: themselves, or where they are many their hashes (64 bits)."""
+    kept, size, texts = list[str](), 0, iter(texts)
+    for text in texts:
+        kept.append(text)
+        size += len(text)
+        if size > IN_MEMORY:
+            return array("Q", map(text_hash, chain(kept, texts)))
+    return kept
 
 
 def text_hash(text: str) -> int:

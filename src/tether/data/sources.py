@@ -122,7 +122,8 @@ def _json(path: Path) -> Iterator[tuple[Row, str]]:
             while True:
                 between = BETWEEN.match(rest, at)[0]  # pyright: ignore[reportOptionalSubscript]
                 open_lists += between.count("[") - between.count("]")
-                line, at, where = line + between.count("\n"), at + len(between), f"{path}:{line}"
+                line, at = line + between.count("\n"), at + len(between)
+                where = f"{path}:{line}"
                 if at == len(rest):
                     break
                 try:

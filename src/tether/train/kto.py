@@ -22,7 +22,7 @@ from tether.config import KTOConfig
 from tether.core import direct_losses
 from tether.data.batches import Row, buckets, split_by_prompt
 from tether.data.formats import read_thumbs
-from tether.data.shelf import Shelf, picked, text_keys, watched
+from tether.data.shelf import TOKENS_IN_MEMORY, Shelf, picked, text_keys, watched
 from tether.errors import DataError
 from tether.models.chat import encode
 from tether.models.language_model import LanguageModel, load, save
@@ -71,7 +71,7 @@ def train_kto(config: KTOConfig) -> Path:
     rows, examples = with_partners(rows, examples, _limit(policy, config.max_length), config.data)
     known = reference_logprobs(config, config.reference, folder, policy, rows)
     tuning = Tuning(policy, rows, known, config)
-    keys = text_keys((example.prompt for example in examples), like=examples)
+    keys = text_keys(example.prompt for example in examples)
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     held_out = picked(examples, held)
     provenance = {"made_by": "tether kto", "model": config.model, "data": config.data}
@@ -129,7 +129,7 @@ def tokenize(
 
 def _shelves() -> tuple[Shelf[Row], Shelf[Example]]:
     """Rows and examples that may be larger than the memory."""
-    return Shelf(tuple, Row._make), Shelf(tuple, Example._make)
+    return Shelf(tuple, Row._make, TOKENS_IN_MEMORY), Shelf(tuple, Example._make)
 
 
 def with_partners(

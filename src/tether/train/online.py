@@ -27,7 +27,7 @@ from tether.config import (
 from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
 from tether.data.rollout import Scored
-from tether.data.shelf import made, shelved
+from tether.data.shelf import TOKENS_IN_MEMORY, made, shelved
 from tether.engine.decode import check_lengths
 from tether.engine.samplers import Request
 from tether.functions import load_function
@@ -182,7 +182,9 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     roles = load_roles(config)
     check_rules(roles.rewards, prompts)
     tokenizer = roles.policy.tokenizer
-    ids = shelved((encode_prompt(tokenizer, prompt) for prompt in prompts), list, list)
+    ids = shelved(
+        (encode_prompt(tokenizer, prompt) for prompt in prompts), list, list, TOKENS_IN_MEMORY
+    )
     check_lengths(ids, roles.policy.max_positions, config.sampling.max_new_tokens)
     texts = load_ptx(roles.policy, config) if isinstance(config, PolicyGradientConfig) else None
     optimizer = _optimizer(config, roles)

@@ -257,7 +257,7 @@ def flatten(
         return recent(which).rows[place - starts[which]]
 
     prompts = (str(each.prompt) for each in groups for _ in each.pairs)
-    return made(starts[-1], row, like=groups), pairs, text_keys(prompts, like=groups)
+    return made(starts[-1], row, like=groups), pairs, text_keys(prompts)
 
 
 def _require_certain(config: PreferenceConfig, pairs: Sequence[Pair]) -> None:

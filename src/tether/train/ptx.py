@@ -6,6 +6,7 @@ alignment tax. Source: Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, eq.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tether import parallel
 from tether.config import PolicyGradientConfig
 from tether.data.batches import Row, step_indices
 from tether.data.formats import read_demonstrations
-from tether.data.shelf import made
+from tether.data.shelf import Made
 from tether.models.language_model import LanguageModel
 from tether.progress import console
 from tether.train import sft
@@ -67,10 +68,15 @@ def load_ptx(policy: LanguageModel, config: PolicyGradientConfig) -> Ptx | None:
     if not path:
         return None
     demonstrations = read_demonstrations(path)
+    if not isinstance(demonstrations, list):
+        row = partial(
+            sft.row_on_access, policy, demonstrations, 0, path, range(len(demonstrations))
+        )
+        return Ptx(Made(len(demonstrations), row))
     rows, skipped = sft.tokenize(policy, demonstrations, 0, path)
     if skipped:
         console.print(
             f"{skipped} of {len(rows)} texts of ptx.data skipped: too long or of weight 0"
         )
-    pairs = sft.usable(rows, demonstrations)
-    return Ptx(made(len(pairs), lambda i: sft.with_weight(*pairs[i]), like=rows))
+    pairs = zip(rows, demonstrations, strict=True)
+    return Ptx([(row, demonstration.weight) for row, demonstration in pairs if row])

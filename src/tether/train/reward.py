@@ -66,7 +66,7 @@ def train_reward(config: RewardModelConfig) -> Path:
     groups, dropped = tokenize(reward, groups, config)
     if dropped:
         console.print(f"{dropped} {noun} dropped: too long, the same on both sides, or of weight 0")
-    keys = text_keys((group_.key for group_ in groups), like=groups)
+    keys = text_keys(group_.key for group_ in groups)
     train, held = split_by_prompt(keys, config.held_out, config.seed)
     held_groups = picked(groups, held)
     provenance = {"made_by": "tether reward", "model": config.model, "data": config.data}

@@ -1,9 +1,10 @@
 """Supervised fine-tuning: raise the log-prob of demonstrated completions."""
 
 import math
-from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from tether import parallel
 from tether.config import SFTConfig
-from tether.data.batches import Row, device_batches, row_shelf, split_by_prompt
+from tether.data.batches import Row, device_batches, split_by_prompt
 from tether.data.formats import read_demonstrations
-from tether.data.shelf import made, text_keys, watched
+from tether.data.shelf import Made, text_keys
 from tether.errors import DataError
 from tether.models.chat import encode, encode_prompt
 from tether.models.language_model import LanguageModel, completion_logprobs, load, save
@@ -23,7 +24,6 @@ from tether.rundir import StageFolder
 from tether.train import loop
 
 ROWS_PER_EVALUATION_BATCH = 64
-STRADDLING_LOOKED_AT = 20_000  # demonstrations
 
 
 def train_sft(config: SFTConfig) -> Path:
@@ -42,15 +42,8 @@ def train_sft(config: SFTConfig) -> Path:
     )
     parallel.shard(language_model.model, config.compute.parallel)
     demonstrations = read_demonstrations(config.data, config.columns)
-    rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
-    pairs = usable(rows, demonstrations)
-    keys = text_keys((str(d.prompt or d.completion) for _, d in pairs), like=rows)
-    train, held = split_by_prompt(keys, config.held_out, config.seed)
-    if skipped:
-        console.print(f"{skipped} of {len(rows)} demonstrations skipped: too long, or of weight 0")
-    _tell_of_straddling(language_model, pairs)
-    examples = made(len(train), lambda i: with_weight(*pairs[train[i]]), like=rows)
-    held_rows = made(len(held), lambda i: pairs[held[i]][0], like=rows)
+    read = read_examples if isinstance(demonstrations, list) else examples_on_access
+    examples, held_rows, skipped = read(config, language_model, demonstrations)
     provenance = {"made_by": "tether sft", "model": config.model, "data": config.data}
 
     def write(path: Path) -> None:
@@ -67,7 +60,7 @@ def train_sft(config: SFTConfig) -> Path:
         lambda: _held_out_metrics(language_model, held_rows),
         write,
     )
-    facts = {"steps": steps, "demonstrations": len(train), "held_out": len(held)}
+    facts = {"steps": steps, "demonstrations": len(examples), "held_out": len(held_rows)}
     loss = held_out_loss(language_model, held_rows)
     folder.write_model(write)
     perplexity = math.exp(loss) if loss is not None else None
@@ -75,65 +68,119 @@ def train_sft(config: SFTConfig) -> Path:
     return folder.finish(**facts)
 
 
+class Examples(NamedTuple):
+    """What is trained on, with weights, what is held out, and how many were skipped, if known."""
+
+    train: Sequence[tuple[Row, float]]
+    held_out: Sequence[Row]
+    skipped: int | None
+
+
+def read_examples(
+    config: SFTConfig, language_model: LanguageModel, demonstrations: Sequence[Demonstration]
+) -> Examples:
+    """The demonstrations as token rows, without those that are too long or of weight 0."""
+    rows, skipped = tokenize(language_model, demonstrations, config.max_length, config.data)
+    pairs = [(row, d) for row, d in zip(rows, demonstrations, strict=True) if row]
+    keys = [str(demonstration.prompt or demonstration.completion) for _, demonstration in pairs]
+    train, held = split_by_prompt(keys, config.held_out, config.seed)
+    if skipped:
+        console.print(f"{skipped} of {len(rows)} demonstrations skipped: too long, or of weight 0")
+    _tell_of_straddling(language_model, pairs)
+    examples = [(pairs[i][0], pairs[i][1].weight) for i in train]
+    return Examples(examples, [pairs[i][0] for i in held], skipped)
+
+
+def examples_on_access(
+    config: SFTConfig, language_model: LanguageModel, demonstrations: Sequence[Demonstration]
+) -> Examples:
+    """The same of demonstrations that are on the disk, each tokenized when its turn comes.
+
+    So training begins at once, however many there are. In place of one that is too long, or of
+    weight 0, stands the next one on its side of the split.
+    """
+    console.print(f"{len(demonstrations)} demonstrations, tokenized when their turn comes")
+    keys = text_keys(str(d.prompt or d.completion) for d in demonstrations)
+    train, held = split_by_prompt(keys, config.held_out, config.seed)
+    on_access = partial(row_on_access, language_model, demonstrations, config.max_length)
+    examples = Made(len(train), partial(on_access, config.data, train))
+    rows = Made(len(held), lambda i: on_access(config.data, held, i)[0])
+    return Examples(examples, rows, None)
+
+
+def row_on_access(
+    language_model: LanguageModel,
+    demonstrations: Sequence[Demonstration],
+    max_length: int,
+    where: str,
+    places: Sequence[int],
+    first: int,
+) -> tuple[Row, float]:
+    """The row and weight of the first usable demonstration at `places`, from `first` on.
+
+    Raises:
+        DataError: None of the next thousand can be used.
+    """
+    limit = min(max_length or language_model.max_positions, language_model.max_positions)
+    for step in range(min(len(places), 1000)):
+        place = places[(first + step) % len(places)]
+        weight = demonstrations[place].weight
+        row = token_row(
+            language_model, demonstrations[place], f"{where}: demonstration {place + 1}"
+        )
+        if len(row.ids) <= limit and weight > 0:
+            return row, weight
+    raise DataError(
+        f"{where}: a thousand demonstrations one after the other exceed {limit} tokens or have "
+        "weight 0; raise max_length, or give shorter ones"
+    )
+
+
 def tokenize(
     language_model: LanguageModel,
     demonstrations: Sequence[Demonstration],
     max_length: int,
     where: str,
-) -> tuple[Sequence[Row | None], int]:
+) -> tuple[list[Row | None], int]:
     """Rows of the demonstrations, None where one is too long or weighs 0, and how many are.
 
     Raises:
         DataError: A row has nothing to learn from, or none is left.
     """
     limit = min(max_length or language_model.max_positions, language_model.max_positions)
-    rows, skipped = row_shelf(), 0
-    for i, demonstration in enumerate(watched(demonstrations, "tokenize")):
-        encoded = encode(language_model.tokenizer, demonstration.prompt, demonstration.completion)
-        row = Row(encoded.ids, encoded.num_prompt)
-        if not demonstration.completion or row.num_completion < 1:
-            raise DataError(
-                f"{where}: demonstration {i + 1} has no completion token to learn from; "
-                "give every record a completion"
-            )
-        fits = len(row.ids) <= limit and demonstration.weight > 0
-        rows.append(row if fits else None)
-        skipped += not fits
+    rows: list[Row | None] = []
+    for i, demonstration in enumerate(demonstrations):
+        row = token_row(language_model, demonstration, f"{where}: demonstration {i + 1}")
+        rows.append(row if len(row.ids) <= limit and demonstration.weight > 0 else None)
+    skipped = rows.count(None)
     if skipped == len(rows):
         raise DataError(
             f"{where}: every demonstration exceeds {limit} tokens or has weight 0; "
             "raise max_length, or give shorter ones"
         )
-    return rows.plain(), skipped
+    return rows, skipped
 
 
-def usable(
-    rows: Sequence[Row | None], demonstrations: Sequence[Demonstration]
-) -> Sequence[tuple[Row, Demonstration]]:
-    """The rows that are not skipped, each with its demonstration."""
-    places = array("q", (i for i, row in enumerate(rows) if row))
+def token_row(language_model: LanguageModel, demonstration: Demonstration, where: str) -> Row:
+    """The token row of a demonstration.
 
-    def pair(i: int) -> tuple[Row, Demonstration]:
-        row = rows[places[i]]
-        assert row is not None
-        return row, demonstrations[places[i]]
-
-    return made(len(places), pair, like=rows)
-
-
-def with_weight(row: Row, demonstration: Demonstration) -> tuple[Row, float]:
-    """What the loss takes of a demonstration."""
-    return row, demonstration.weight
+    Raises:
+        DataError: It has nothing to learn from.
+    """
+    encoded = encode(language_model.tokenizer, demonstration.prompt, demonstration.completion)
+    row = Row(encoded.ids, encoded.num_prompt)
+    if not demonstration.completion or row.num_completion < 1:
+        raise DataError(
+            f"{where} has no completion token to learn from; give every record a completion"
+        )
+    return row
 
 
 def _tell_of_straddling(
-    language_model: LanguageModel, pairs: Sequence[tuple[Row, Demonstration]]
+    language_model: LanguageModel, pairs: list[tuple[Row, Demonstration]]
 ) -> None:
-    """Say for how many prompts the tokens that sampling starts from are not those trained on.
-
-    Of many demonstrations the first are looked at.
-    """
-    prompted = [(row, d.prompt) for row, d in pairs[:STRADDLING_LOOKED_AT] if d.prompt]
+    """Say for how many prompts the tokens that sampling starts from are not those trained on."""
+    prompted = [(row, demonstration.prompt) for row, demonstration in pairs if demonstration.prompt]
     tokenizer = language_model.tokenizer
     differ = sum(
         encode_prompt(tokenizer, prompt) != row.ids[: row.num_prompt] for row, prompt in prompted
