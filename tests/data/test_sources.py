@@ -110,7 +110,7 @@ def test_cells_may_hold_messages_and_lists(file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt,completion\na,b\nc\n", r"a\.csv:3: must have 2 cells"),
+        ("prompt,completion,label\na,b,1\nc\n", r"a\.csv:3: must have 3 cells"),
         ("prompt,completion\na,b,c\n", r"a\.csv:2: must have 2 cells"),
         ('prompt\n"a"b\n', r"a\.csv:2: not a table of cells"),
         ("prompt,prompt\na,b\n", r"a\.csv:1: names a column twice"),

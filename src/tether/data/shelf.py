@@ -9,6 +9,7 @@ import hashlib
 import marshal
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -56,6 +57,7 @@ class Shelf(Sequence[T], Generic[T]):
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=1 << 20)  # noqa: SIM115 (it lives on)
+                weakref.finalize(self, self._file.close)
                 self._file.writelines(marshal.dumps(self._dump(each)) for each in self._held)
                 self._held = []
             self._file.write(data)
