@@ -2,14 +2,27 @@
 
 import json
 import math
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tether.data.batches import Row
-from tether.data.shelf import TOKENS_IN_MEMORY, Made, Shelf, text_hash, watched
+from tether.data.shelf import (
+    TOKENS_IN_MEMORY,
+    Made,
+    Shelf,
+    made,
+    shelved,
+    text_hash,
+    text_keys,
+    watched,
+)
 from tether.records import PreferencePair, Ranking, Text, Thumb, pairs
 
 
@@ -172,6 +185,30 @@ def comparison_shelf() -> Shelf[Comparisons]:
         )
 
     return Shelf(dump, load, TOKENS_IN_MEMORY)
+
+
+def flatten(
+    groups: Sequence[Comparisons],
+) -> tuple[Sequence[Row], Sequence[Pair], "Sequence[str] | array[int]"]:
+    """The rows of all groups; their pairs, as indices into them; what tells their prompts apart."""
+    starts = array("q", accumulate((len(each.rows) for each in groups), initial=0))
+    pairs = shelved(
+        (
+            pair._replace(winner=start + pair.winner, loser=start + pair.loser)
+            for start, each in zip(starts, groups, strict=False)
+            for pair in each.pairs
+        ),
+        tuple,
+        Pair._make,
+    )
+    recent = lru_cache(maxsize=256)(groups.__getitem__)
+
+    def row(place: int) -> Row:
+        which = bisect_right(starts, place) - 1
+        return recent(which).rows[place - starts[which]]
+
+    prompts = (str(each.prompt) for each in groups for _ in each.pairs)
+    return made(starts[-1], row, like=groups), pairs, text_keys(prompts)
 
 
 def _add_pair(comparisons: Comparisons, record: PreferencePair) -> None:

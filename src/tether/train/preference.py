@@ -6,12 +6,8 @@ them is known beforehand (`train.reference`).
 """
 
 import math
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +21,9 @@ from tether.config import DPOConfig, IPOConfig, ORPOConfig, PreferenceConfig, Si
 from tether.core import direct_losses
 from tether.core.preference_losses import PreferenceLoss
 from tether.data.batches import Row, buckets, split_by_prompt
-from tether.data.comparisons import Comparisons, Pair, comparison_shelf, group
+from tether.data.comparisons import Comparisons, Pair, comparison_shelf, flatten, group
 from tether.data.formats import read_comparisons
-from tether.data.shelf import made, picked, shelved, text_keys, watched
+from tether.data.shelf import picked, watched
 from tether.errors import ConfigError, DataError
 from tether.functions import load_function
 from tether.models.chat import encode
@@ -234,30 +230,6 @@ def tokenize(
             "max_length"
         )
     return left.plain(), before - after
-
-
-def flatten(
-    groups: Sequence[Comparisons],
-) -> tuple[Sequence[Row], Sequence[Pair], "Sequence[str] | array[int]"]:
-    """The rows of all groups; their pairs, as indices into them; what tells their prompts apart."""
-    starts = array("q", accumulate((len(each.rows) for each in groups), initial=0))
-    pairs = shelved(
-        (
-            pair._replace(winner=start + pair.winner, loser=start + pair.loser)
-            for start, each in zip(starts, groups, strict=False)
-            for pair in each.pairs
-        ),
-        tuple,
-        Pair._make,
-    )
-    recent = lru_cache(maxsize=256)(groups.__getitem__)
-
-    def row(place: int) -> Row:
-        which = bisect_right(starts, place) - 1
-        return recent(which).rows[place - starts[which]]
-
-    prompts = (str(each.prompt) for each in groups for _ in each.pairs)
-    return made(starts[-1], row, like=groups), pairs, text_keys(prompts)
 
 
 def _require_certain(config: PreferenceConfig, pairs: Sequence[Pair]) -> None:
