@@ -226,9 +226,9 @@ def test_a_table_reads_the_cells_of_a_column_as_our_field(file):
 
 def test_a_column_that_is_not_there(file):
     path = file("a.jsonl", '{"question": "q"}\n')
-    message = r"a\.jsonl:1: columns\.prompt='questio' must be a column .* did you mean 'question'\?"
+    message = r"a\.jsonl:1: columns\.prompt='kuestion' must be a column .* did you mean 'question'\?"
     with pytest.raises(DataError, match=message):
-        read_prompts(path, ColumnsConfig(prompt="questio"))
+        read_prompts(path, ColumnsConfig(prompt="kuestion"))
 
 
 def test_a_column_fills_one_field():
