@@ -351,6 +351,31 @@ def test_data_check_names_the_preference_methods(tether, there):
     assert "tether kto --data     2 records" in out  # one liked, one not
 
 
+def test_data_check_reads_a_file_once_and_tells_where_each_use_ends(tether, there):
+    rows = '[{"prompt": "why ", "completion": "a"},\n {"prompt": "who ", "label": 1}]'
+    (there / "mixed.json").write_text(rows)
+    code, out, _ = tether("data check mixed.json")
+    assert code == 0
+    assert "tether ppo --prompts  2 records" in out
+    assert "not for sft --data: mixed.json:2: no demonstration in the fields 'prompt'" in out
+
+
+def test_data_convert_and_the_columns_of_a_stage(tether, there):
+    rows = toys.write_rows(there / "rows.jsonl", [{"q": "the cat ", "a": "sees"}] * 2)
+    named = "--columns.prompt q --columns.completion a"
+    code, out, _ = tether(f"data convert {rows} --to alpaca --out alpaca.jsonl {named}")
+    assert code == 0
+    assert out.startswith("alpaca.jsonl: 2 demonstrations of 2 rows\nnext  tether sft --model DIR")
+    code, _, err = tether(f"data convert {rows} --to pairs --out pairs.jsonl {named}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "rows.jsonl:1: no comparison in the fields" in err
+    assert not (there / "pairs.jsonl").exists()
+    code, _, err = tether(f"sft --model model --data {rows} --out sft --max-steps 1 {named}")
+    assert code == 0, err
+    held = tomllib.loads((there / "sft/config.toml").read_text())["columns"]
+    assert (held["prompt"], held["completion"], held["chosen"]) == ("q", "a", "")
+
+
 def test_data_check_of_a_file_that_is_good_for_nothing(tether, there):
     (there / "bad.jsonl").write_text('{"prompt": "why "}\n{oops\n')
     code, out, err = tether("data check bad.jsonl")

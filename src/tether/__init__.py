@@ -51,7 +51,7 @@ _NAMES = {
     "tether.rewards.score": "score",
     "tether.sandbox.stage": "make_sandbox",
     "tether.sections": (
-        "ClusterConfig ComputeConfig GAEConfig KLConfig LoraConfig OptimizerConfig "
+        "ClusterConfig ColumnsConfig ComputeConfig GAEConfig KLConfig LoraConfig OptimizerConfig "
         "PolicyLossConfig PtxConfig SamplingConfig ServersConfig StopConfig ValueConfig"
     ),
     "tether.train.kto": "train_kto",

@@ -96,6 +96,7 @@ from tether.rewards.load import load_reward as load_reward
 from tether.rewards.score import score as score
 from tether.sandbox.stage import make_sandbox as make_sandbox
 from tether.sections import ClusterConfig as ClusterConfig
+from tether.sections import ColumnsConfig as ColumnsConfig
 from tether.sections import ComputeConfig as ComputeConfig
 from tether.sections import GAEConfig as GAEConfig
 from tether.sections import KLConfig as KLConfig

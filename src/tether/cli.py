@@ -74,6 +74,7 @@ Reports, data
   tether push      DIR --to OWNER/NAME   a model to the Hugging Face hub; every command that makes
                                          one does so at its end with --push-to OWNER/NAME
   tether data check FILE [--model DIR]   say what a data file holds, show what a model sees of it
+  tether data convert FILE --to KIND --out FILE            the same records in another shape
 
 A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
 """
@@ -358,6 +359,7 @@ FUNCTIONS = {
     "web": "tether.web.main:web",
     "simulate prepare": "tether.evaluation.simulator:prepare",
     "simulate pack": "tether.web.simulator:pack",
+    "data convert": "tether.data.convert:convert_data",
     "feedback import": "tether.feedback.commands:import_items",
     "feedback export": "tether.feedback.commands:export_labels",
     "feedback invite": "tether.feedback.commands:invite_person",

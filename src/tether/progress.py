@@ -4,9 +4,10 @@ Where there is no terminal it is plain lines, and in a notebook one line that ch
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,6 +20,9 @@ console = Console(stderr=True, highlight=False, quiet=not leads())  # what is go
 results = Console(highlight=False, quiet=not leads())  # what came out, on standard output
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_CHANGES = 0.5  # of the line in a notebook
+ITEMS_BETWEEN_UPDATES = 500
+
+T = TypeVar("T")
 
 
 @cache
@@ -28,7 +32,7 @@ def notice(text: str) -> None:
 
 
 class Steps:
-    """A progress bar over the steps of one stage.
+    """A progress bar over the steps of one stage, of which there are `total` (0 = not known).
 
     On a terminal it is drawn live; in a log it becomes a line every 15 seconds; in a notebook a
     line under the cell, without ipywidgets, which rich's own bar would need.
@@ -50,7 +54,7 @@ class Steps:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(stage, total=total, completed=start, figures="")
+        self._task = self._bar.add_task(stage, total=total or None, completed=start, figures="")
 
     def __enter__(self) -> "Steps":
         self._bar.start()
@@ -80,6 +84,8 @@ class Steps:
         done = max(self._step - self._start, 1)
         left = spent / done * (self._total - self._step)
         line = f"{self._stage} {self._step}/{self._total}  {spent:.0f} s, {left:.0f} s left  {text}"
+        if not self._total:
+            line = f"{self._stage} {self._step}  {spent:.0f} s  {text}"
         if console.is_jupyter:
             self._show(line)
         else:
@@ -94,3 +100,16 @@ class Steps:
             self._cell = display(shown, raw=True, display_id=True)
         else:
             self._cell.update(shown, raw=True)
+
+
+def counted(items: Iterable[T], name: str, total: int = 0) -> Iterator[T]:
+    """The items, with a progress bar; it is moved on once in a while, since they may be many."""
+    with Steps(name, total) as progress:
+        since = 0
+        for item in items:
+            yield item
+            since += 1
+            if since == ITEMS_BETWEEN_UPDATES:
+                progress.advance(since)
+                since = 0
+        progress.advance(since)

@@ -358,12 +358,21 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: {shown(row)} is not a JSON object; one a line is needed")
     row = cast("dict[str, Any]", row)
+    require_whole_characters(row, text, where)
+    return row
+
+
+def require_whole_characters(row: dict[str, Any], text: str, where: str) -> None:
+    """Refuse a row, read from the JSON `text`, that holds what UTF-8 cannot write.
+
+    Raises:
+        DataError: It holds half of a character.
+    """
     if "\\ud" in text.lower() and _has_half_a_character(row):
         raise DataError(
             f"{where}: holds half of a character (an unpaired \\ud8xx escape), "
             "which no tokenizer reads; remove it"
         )
-    return row
 
 
 def _has_half_a_character(row: dict[str, Any]) -> bool:

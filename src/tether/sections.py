@@ -1,7 +1,7 @@
 """Sections that the settings of several stages share: compute, optimizer, sampling, KL, value."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from tether.validation import not_negative, positive, require, share
@@ -307,3 +307,50 @@ class StopConfig:
         not_negative("stop.kl", self.kl)
         not_negative("stop.update_kl", self.update_kl)
         not_negative("stop.patience", self.patience)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnsConfig:
+    """Columns of a data file that hold our fields under other names; "" = the field's own name."""
+
+    prompt: str = ""
+    """Prompt: a string, or chat messages"""
+    completion: str = ""
+    """Completion worth imitating, or with a label one that was judged"""
+    chosen: str = ""
+    """The better completion of a pair"""
+    rejected: str = ""
+    """The other one"""
+    completions: str = ""
+    """Completions of one prompt, a list"""
+    ranks: str = ""
+    """Their ranks, 1 = best"""
+    label: str = ""
+    """True where a completion was liked"""
+    text: str = ""
+    """Plain text, without a prompt"""
+    messages: str = ""
+    """A conversation: a list of messages"""
+    weight: str = ""
+    """Weight of the row in the loss"""
+    margin: str = ""
+    """By how much chosen is better"""
+    probability: str = ""
+    """Chance that chosen is the better one"""
+    labeler: str = ""
+    """Who judged"""
+    category: str = ""
+    """Label by which results are broken down"""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The columns that are named, by our field."""
+        pairs = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: column for name, column in pairs.items() if column}
+
+    def __post_init__(self) -> None:
+        taken: dict[str, str] = {}
+        for name, column in self.named.items():
+            rule = f"is columns.{taken.get(column)} already; a column fills one field"
+            require(column not in taken, f"columns.{name}", column, rule)
+            taken[column] = name

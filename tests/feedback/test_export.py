@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tether.feedback.export as export_module
-from tether.data.formats import hh_transcripts, read_comparisons, read_thumbs
+from tether.data.formats import read_comparisons, read_thumbs
+from tether.data.shapes import hh_transcripts
 from tether.errors import ConfigError, DataError
 from tether.feedback.export import (
     ExportConfig,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tether.sections import (
+    ColumnsConfig,
     ComputeConfig,
     LoraConfig,
     OptimizerConfig,
@@ -61,6 +62,8 @@ class FitConfig(TrainConfig):
 
     data: str
     """File of examples"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     max_length: int = 0
     """Longest row in tokens; longer ones are skipped and counted. 0 = the model's positions"""
     epochs: float = 1.0

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tether.config.base import StageConfig
-from tether.sections import SamplingConfig, not_negative, positive, require
+from tether.sections import ColumnsConfig, SamplingConfig, not_negative, positive, require
 from tether.servers import EndpointConfig
 
 
@@ -16,6 +16,8 @@ class ReviseConfig(StageConfig):
     """Hugging Face model directory or hub id; it answers, criticizes and revises"""
     prompts: str
     """Prompts, mostly such as tempt a model to do harm (red-team prompts)"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     constitution: str = "default"
     """TOML file of principles; "default" = the one that comes with tether"""
     rounds: int = 4
@@ -51,6 +53,8 @@ class JudgeConfig(StageConfig):
 
     data: str
     """Completions (what `tether generate` wrote), or preference pairs or rankings"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     model: str = ""
     """The judge: Hugging Face model directory or hub id; "" = the endpoint"""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)

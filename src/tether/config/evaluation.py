@@ -5,7 +5,7 @@ from typing import Literal
 
 from tether.config.base import StageConfig
 from tether.config.rewards import RewardConfig, settings_named
-from tether.sections import SamplingConfig, not_negative, positive, require
+from tether.sections import ColumnsConfig, SamplingConfig, not_negative, positive, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +91,8 @@ class EvaluateConfig(StageConfig):
 
     prompts: str
     """Prompts that no stage saw"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     policies: tuple[PolicyConfig, ...]
     """Policies to compare"""
     scorers: tuple[ScorerConfig, ...]
@@ -149,6 +151,8 @@ class PoolConfig(StageConfig):
     """The reference: Hugging Face model directory or hub id"""
     prompts: str
     """Prompts; no stage should have trained on them"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     scorers: tuple[ScorerConfig, ...]
     """Scorers of every sample"""
     num: int = 1024
@@ -173,6 +177,8 @@ class RewardEvaluationConfig(StageConfig):
 
     data: str
     """Preference pairs or rankings that no reward was trained on; `category` breaks them down"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     scorers: tuple[ScorerConfig, ...]
     """Rewards to evaluate, side by side"""
     bins: int = 10

@@ -5,7 +5,7 @@ from typing import Literal
 
 from tether.config.base import StageConfig
 from tether.config.rewards import RewardConfig
-from tether.sections import SamplingConfig, positive, require
+from tether.sections import ColumnsConfig, SamplingConfig, positive, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +16,8 @@ class GenerateConfig(StageConfig):
     """Hugging Face model directory or hub id"""
     prompts: str
     """Prompts"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     num: int = 1
     """Completions a prompt"""
     adapters: tuple[str, ...] = ()
@@ -34,6 +36,8 @@ class ScoreConfig(StageConfig):
 
     data: str
     """What `tether generate` wrote, or demonstrations"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Columns that hold our fields under other names"""
     reward: RewardConfig
     """The reward"""
 

@@ -17,8 +17,11 @@ from tether.constitution.agreement import Labels, Report, labels_of, plain, repo
 from tether.constitution.blocks import JsonRow, in_blocks
 from tether.constitution.principles import Constitution, file_of, read_constitution
 from tether.data.formats import read_comparisons, read_completions
+from tether.data.shapes import our_fields
+from tether.data.sources import read_rows
 from tether.errors import DataError
 from tether.feedback.prepare import ImportConfig, import_feedback
+from tether.feedback.store import is_project
 from tether.models.language_model import load
 from tether.progress import Steps, console
 from tether.records import (
@@ -26,7 +29,6 @@ from tether.records import (
     Ranking,
     Text,
     pairs,
-    read_jsonl,
     to_dict,
     write_jsonl,
 )
@@ -149,8 +151,8 @@ def read_pairs(config: JudgeConfig) -> tuple[list[Pair], Labels]:
         DataError: No prompt has two different completions.
     """
     human = read_comparisons(config.human) if config.human else []
-    if _is_compared(config.data):
-        records = read_comparisons(config.data)
+    if _is_compared(config):
+        records = read_comparisons(config.data, config.columns)
         labels = labels_of([*records, *human])
         found = [pair for record in records for pair in _pairs_of(record)]
         asked = list({_key(pair): pair for pair in found}.values())
@@ -158,7 +160,7 @@ def read_pairs(config: JudgeConfig) -> tuple[list[Pair], Labels]:
         labels = labels_of(human)
         asked = [
             pair
-            for i, record in enumerate(read_completions(config.data))
+            for i, record in enumerate(read_completions(config.data, config.columns))
             for pair in draw_pairs(record.prompt, record.completions, config, i)
         ]
     if not asked:
@@ -168,13 +170,12 @@ def read_pairs(config: JudgeConfig) -> tuple[list[Pair], Labels]:
     return asked, labels
 
 
-def _is_compared(data: str) -> bool:
-    """Whether a file holds comparisons rather than completions alone."""
-    path = Path(data)
-    if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
-        row = next((row for _, row in read_jsonl(path)), {})
-        return ("completions" not in row and "completion" not in row) or "ranks" in row
-    return path.exists()
+def _is_compared(config: JudgeConfig) -> bool:
+    """Whether the data holds comparisons rather than completions alone."""
+    if is_project(config.data):
+        return True
+    row, where = next(read_rows(config.data, config.columns), ({}, ""))
+    return bool({"rejected", "ranks"} & our_fields(row, where).keys())
 
 
 def _pairs_of(record: Ranking | PreferencePair) -> list[Pair]:

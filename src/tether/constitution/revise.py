@@ -52,7 +52,7 @@ def revise(config: ReviseConfig) -> Path:
         return folder.path
     constitution = read_constitution(config.constitution)
     constitution.require("revision")
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.columns)
     helpful = read_demonstrations(config.helpful) if config.helpful else []
     reviser = Reviser(config, constitution, load(config.model, config.compute))
     folder.begin()

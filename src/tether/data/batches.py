@@ -5,8 +5,10 @@ attention no real token ever sees a pad, so no attention mask is needed and padd
 Where lengths differ much, short rows share a row of the batch instead.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -174,9 +176,11 @@ def lengths_mask(lengths: Sequence[int]) -> Bool[Tensor, "B T"]:
     return columns[None, :] < torch.tensor(lengths)[:, None]
 
 
-def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)
+def epoch_order(num: int, seed: int, epoch: int) -> "array[int]":
     """A permutation that depends on (seed, epoch) alone, so a resumed run sees the same order."""
-    return np.random.default_rng([seed, epoch, 0xDA7A]).permutation(num).tolist()
+    order = np.random.default_rng([seed, epoch, 0xDA7A]).permutation(num)
+    return array("q", order.astype(np.int64, copy=False).tobytes())
 
 
 def step_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -190,15 +194,39 @@ def step_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
     return [orders[i // num][i % num] for i in wanted]
 
 
-def split_by_prompt(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_by_prompt(
+    keys: "Sequence[str] | array[int]", share: float, seed: int
+) -> tuple[Sequence[int], Sequence[int]]:
     """Indices to train on and indices held out; rows with the same key stay on one side.
 
     At least one key is held out where `share` > 0 and there are two or more; at least one is not.
+
+    Args:
+        keys: Texts, or where they are too many their hashes.
+        share: Of the different keys, how many are held out.
+        seed: Decides which.
     """
+    if isinstance(keys, array):
+        return _split_by_hash(cast("array[int]", keys), share, seed)
     unique = sorted(set(keys))
-    wanted = max(round(share * len(unique)), int(share > 0))
-    count = max(min(wanted, len(unique) - 1), 0)
-    order = np.random.default_rng([seed, 0x5B117]).permutation(len(unique))
-    held = {unique[i] for i in order[:count]}
+    held = {unique[i] for i in _held_out(len(unique), share, seed)}
     train = [i for i, key in enumerate(keys) if key not in held]
     return train, [i for i, key in enumerate(keys) if key in held]
+
+
+def _split_by_hash(
+    keys: "array[int]", share: float, seed: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    unique, place = np.unique(np.frombuffer(keys, np.uint64), return_inverse=True)
+    is_held = np.zeros(len(unique), dtype=bool)
+    is_held[_held_out(len(unique), share, seed)] = True
+    sides = [np.flatnonzero(side).astype(np.int64) for side in (~is_held[place], is_held[place])]
+    train, held = (array("q", side.tobytes()) for side in sides)
+    return train, held
+
+
+def _held_out(num: int, share: float, seed: int) -> NDArray[np.int64]:
+    """Which of `num` sorted keys are held out."""
+    wanted = max(round(share * num), int(share > 0))
+    count = max(min(wanted, num - 1), 0)
+    return np.random.default_rng([seed, 0x5B117]).permutation(num)[:count]

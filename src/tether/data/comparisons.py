@@ -2,11 +2,27 @@
 
 import json
 import math
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tether.data.batches import Row
+from tether.data.shelf import (
+    TOKENS_IN_MEMORY,
+    Made,
+    Shelf,
+    made,
+    shelved,
+    text_hash,
+    text_keys,
+    watched,
+)
 from tether.records import PreferencePair, Ranking, Text, Thumb, pairs
 
 
@@ -98,17 +114,18 @@ def _decides(order: Order, rows: Sequence[Row]) -> bool:
     return order.weight > 0 and any(ids != other for ids in better for other, _ in ends)
 
 
-def group(records: Sequence[Ranking | PreferencePair | Thumb]) -> list[Comparisons]:
+def group(records: Sequence[Ranking | PreferencePair | Thumb]) -> Sequence[Comparisons]:
     """Comparisons by prompt, in the order in which prompts first appear.
 
     A ranking gives an order and all pairs that it decides; a pair gives itself, and as an order a
     ranking of two. Liked or disliked texts without a prompt are told apart by what they say.
+    Of records on a shelf a group is gathered when it is asked for.
     """
+    if isinstance(records, Shelf):
+        return _group_on_shelf(records)
     groups: dict[str, Comparisons] = {}
     for record in records:
-        alone = record.completion if isinstance(record, Thumb) and not record.prompt else ""
-        key = json.dumps([record.prompt, alone], sort_keys=True)
-        comparisons = groups.setdefault(key, Comparisons(record.prompt))
+        comparisons = groups.setdefault(_key(record), Comparisons(record.prompt))
         if isinstance(record, PreferencePair):
             _add_pair(comparisons, record)
         elif isinstance(record, Thumb):
@@ -122,6 +139,76 @@ def group(records: Sequence[Ranking | PreferencePair | Thumb]) -> list[Compariso
             ranks = tuple(math.inf if rank is None else rank for rank in record.ranks)
             comparisons.orders.append(Order(tuple(places), ranks))
     return list(groups.values())
+
+
+def _group_on_shelf(records: Shelf[Any]) -> Sequence[Comparisons]:
+    """Groups of the records whose keys have the same hash."""
+    hashes = (text_hash(_key(record)) for record in watched(records, "group"))
+    keys = np.fromiter(hashes, np.uint64, len(records))
+    members = np.argsort(keys, kind="stable")  # a group's records lie together, in their order
+    keys = keys[members]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    by_first = np.argsort(members[starts])  # as their first records stand in the file
+    bounds = np.append(starts, len(members))
+
+    def make(place: int) -> Comparisons:
+        which = by_first[place]
+        places = members[bounds[which] : bounds[which + 1]].tolist()
+        (found,) = group([records[i] for i in places])
+        return found
+
+    return Made(len(starts), make)
+
+
+def _key(record: Ranking | PreferencePair | Thumb) -> str:
+    alone = record.completion if isinstance(record, Thumb) and not record.prompt else ""
+    return json.dumps([record.prompt, alone], sort_keys=True)
+
+
+def comparison_shelf() -> Shelf[Comparisons]:
+    """Tokenized comparisons that may be larger than the memory."""
+
+    def dump(c: Comparisons) -> tuple[Any, ...]:
+        lists = (c.pairs, c.orders, c.verdicts, c.rows)
+        return c.prompt, c.completions, *([tuple(x) for x in each] for each in lists), c.copies
+
+    def load(plain: tuple[Any, ...]) -> Comparisons:
+        prompt, completions, pairs, orders, verdicts, rows, copies = plain
+        return Comparisons(
+            prompt=prompt,
+            completions=completions,
+            pairs=[Pair(*pair) for pair in pairs],
+            orders=[Order(*order) for order in orders],
+            verdicts=[Verdict(*verdict) for verdict in verdicts],
+            rows=[Row(*row) for row in rows],
+            copies=copies,
+        )
+
+    return Shelf(dump, load, TOKENS_IN_MEMORY)
+
+
+def flatten(
+    groups: Sequence[Comparisons],
+) -> tuple[Sequence[Row], Sequence[Pair], "Sequence[str] | array[int]"]:
+    """The rows of all groups; their pairs, as indices into them; what tells their prompts apart."""
+    starts = array("q", accumulate((len(each.rows) for each in groups), initial=0))
+    pairs = shelved(
+        (
+            pair._replace(winner=start + pair.winner, loser=start + pair.loser)
+            for start, each in zip(starts, groups, strict=False)
+            for pair in each.pairs
+        ),
+        tuple,
+        Pair._make,
+    )
+    recent = lru_cache(maxsize=256)(groups.__getitem__)
+
+    def row(place: int) -> Row:
+        which = bisect_right(starts, place) - 1
+        return recent(which).rows[place - starts[which]]
+
+    prompts = (str(each.prompt) for each in groups for _ in each.pairs)
+    return made(starts[-1], row, like=groups), pairs, text_keys(prompts)
 
 
 def _add_pair(comparisons: Comparisons, record: PreferencePair) -> None:

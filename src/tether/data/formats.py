@@ -1,68 +1,65 @@
 """Read prompts, demonstrations, comparisons and completions, in our shape or a public one.
 
-A row in a public shape is first rewritten to our fields (one small function a shape, tried in the
-order of `SHAPES`), then read as a record. Fields that the record does not have are ignored. A path
-that ends in .db is a feedback project, whose labelers' consensus is read.
+A row in a public shape is first rewritten to our fields (`shapes`), then read as a record. Fields
+that the record does not have are ignored. A path that ends in .db is a feedback project, whose
+labelers' consensus is read; everything else is read by `sources`.
+
+What is read is a list, or where it is large a shelf, which holds it on the disk.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import takewhile
-from os.path import commonprefix
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
+from tether import records
+from tether.data.shapes import our_fields
+from tether.data.shelf import shelved
+from tether.data.sources import read_rows
 from tether.errors import DataError
 from tether.feedback import export
 from tether.feedback.store import Store, is_project
 from tether.records import (
     Completions,
     Demonstration,
-    Message,
     PreferencePair,
     Prompt,
     Ranking,
     Thumb,
     from_dict,
-    read_jsonl,
-    shown,
 )
+from tether.sections import ColumnsConfig
 
 Row = dict[str, Any]
-Read = TypeVar("Read")
-
-_PROMPTS = (
-    "prompt; instruction [+ input] (Alpaca); conversations (ShareGPT); messages; "
-    "chosen + rejected that begin alike (HH-RLHF, messages); input.messages (OpenAI)"
-)
-_DEMONSTRATIONS = (
-    "prompt + completion; text; instruction [+ input] + output (Alpaca); conversations (ShareGPT) "
-    "or messages that end with the assistant; a preference pair, of which chosen is read"
-)
-_COMPARISONS = (
-    "prompt + completions + ranks; prompt + chosen + rejected, the prompt also as instruction, "
-    "conversations or messages; chosen + rejected that begin alike (HH-RLHF, messages); "
-    "input.messages + preferred_output + non_preferred_output (OpenAI); "
-    "instruction + completions with response and overall_score (UltraFeedback); "
-    "input + output_1 + output_2 + label (LLMBar)"
-)
-_THUMBS = (
-    "prompt + completion + label (true, false, 1 or 0); text + label; conversations (ShareGPT) or "
-    "messages that end with the assistant + label; instruction + output + label; a preference "
-    "pair, read as one of each"
-)
-_COMPLETIONS = "prompt + completions [+ finished]; prompt + completion; instruction + output"
+Record = Prompt | Demonstration | Ranking | PreferencePair | Thumb | Completions
+Use = Literal["prompts", "demonstrations", "comparisons", "rankings", "thumbs", "completions"]
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a file, or of every .jsonl and .jsonl.gz file in a folder.
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How rows are read for one use: what one record is called, its maker, the shapes it takes."""
+
+    what: str
+    make: Callable[[Row, str], Any]
+    shapes: str
+
+
+def read_prompts(path: str | Path, columns: ColumnsConfig | None = None) -> Sequence[Prompt]:
+    """The prompts of a file, a folder's files or a data set on the hub.
+
+    Args:
+        path: What `sources.read_rows` reads, or a feedback project.
+        columns: Columns that hold our fields under other names.
 
     Raises:
         DataError: A file is missing or empty, or a row has no prompt in any shape we know.
     """
-    return _read(path, _prompt, "prompt", _PROMPTS)
+    return _read(path, "prompts", columns)
 
 
-def read_demonstrations(path: str | Path) -> list[Demonstration]:
+def read_demonstrations(
+    path: str | Path, columns: ColumnsConfig | None = None
+) -> Sequence[Demonstration]:
     """The demonstrations of a file or folder; of a whole chat, all that the assistant says.
 
     A {"text": ...} row has the prompt "". Of a preference pair the chosen completion is read.
@@ -70,10 +67,12 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
     Raises:
         DataError: A file is missing or empty, or a row has no demonstration in a shape we know.
     """
-    return _read(path, _demonstration, "demonstration", _DEMONSTRATIONS)
+    return _read(path, "demonstrations", columns)
 
 
-def read_comparisons(path: str | Path, *, whole: bool = False) -> list[Ranking | PreferencePair]:
+def read_comparisons(
+    path: str | Path, columns: ColumnsConfig | None = None, *, whole: bool = False
+) -> Sequence[Ranking | PreferencePair]:
     """The rankings and preference pairs of a file or folder, in the order of its rows.
 
     A feedback project gives pairs with a probability, or with `whole` its rankings.
@@ -81,11 +80,10 @@ def read_comparisons(path: str | Path, *, whole: bool = False) -> list[Ranking |
     Raises:
         DataError: A file is missing or empty, or a row has no comparison in a shape we know.
     """
-    what = "ranking" if whole and is_project(path) else "comparison"
-    return _read(path, _comparison, what, _COMPARISONS)
+    return _read(path, "rankings" if whole and is_project(path) else "comparisons", columns)
 
 
-def read_thumbs(path: str | Path) -> list[Thumb]:
+def read_thumbs(path: str | Path, columns: ColumnsConfig | None = None) -> Sequence[Thumb]:
     """The completions of a file or folder that were liked or not, in the order of its rows.
 
     A {"text": ..., "label": ...} row has the prompt "". A preference pair is read as one of each.
@@ -96,51 +94,116 @@ def read_thumbs(path: str | Path) -> list[Thumb]:
     Raises:
         DataError: A file is missing or empty, or a row has no label in a shape we know.
     """
-    rows = _read(path, _thumbs, "liked or disliked completion", _THUMBS)
-    return [thumb for thumbs in rows for thumb in thumbs]
+    return _read(path, "thumbs", columns)
 
 
-def read_completions(path: str | Path) -> list[Completions]:
+def read_completions(
+    path: str | Path, columns: ColumnsConfig | None = None
+) -> Sequence[Completions]:
     """What models answered; without the field `finished` every completion ended by itself.
 
     Raises:
         DataError: A file is missing or empty, or a row has no completion in a shape we know.
     """
-    return _read(path, _completions, "completion", _COMPLETIONS)
+    return _read(path, "completions", columns)
 
 
-def _read(
-    path: str | Path, make: Callable[[Row, str], Read | None], what: str, shapes: str
-) -> list[Read]:
-    path = Path(path)
-    records: list[Read] = []
-    for row, where in _project_rows(path, what) if is_project(path) else _rows(path):
-        record = make(_our_fields(row, where), where)
-        if record is None:
-            found = ", ".join(map(repr, row)) or "none"
-            raise DataError(f"{where}: no {what} in the fields {found}; the shapes read: {shapes}")
-        records.append(record)
-    if not records:
-        raise DataError(f"{path}: holds no record; at least one JSON line is needed")
-    return records
+def read_each(
+    path: str | Path, use: Use, columns: ColumnsConfig | None = None
+) -> Iterator[tuple[Any, str]]:
+    """The same records one at a time, with where each stands, for messages. None is held.
+
+    Raises:
+        DataError: A file is missing, or a row has nothing for this use in a shape we know.
+    """
+    rows = project_rows(Path(path), use) if is_project(path) else read_rows(path, columns)
+    for row, where in rows:
+        for record in read_row(row, where, use):
+            yield record, where
 
 
-def _rows(path: Path) -> Iterator[tuple[Row, str]]:
-    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
-    for file in files:
-        for number, row in read_jsonl(file):
-            yield row, f"{file}:{number}"
+def read_row(row: Row, where: str, use: Use) -> list[Any]:
+    """The records of one row: one, but of a pair that is read as thumbs.
+
+    Raises:
+        DataError: It has nothing for this use in a shape we know.
+    """
+    reading = _READINGS[use]
+    found = reading.make(our_fields(row, where), where)
+    if found is None:
+        names = ", ".join(map(repr, row)) or "none"
+        raise DataError(
+            f"{where}: no {reading.what} in the fields {names}; the shapes read: {reading.shapes}"
+        )
+    return found if isinstance(found, list) else [found]
 
 
-def _project_rows(path: Path, what: str) -> Iterator[tuple[Row, str]]:
-    store = Store(path)
-    if what == "prompt":
+def uses(
+    path: str | Path, names: Sequence[Use], columns: ColumnsConfig | None = None
+) -> dict[Use, int | DataError]:
+    """For each use the number of records that a file has, or why it cannot be used so.
+
+    The file is read once, however many uses are asked about.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if is_project(path):
+        return {name: _count_of_project(path, name) for name in names}
+    found: dict[Use, int | DataError] = dict.fromkeys(names, 0)
+    for row, where in read_rows(path, columns):
+        for name, count in found.items():
+            if isinstance(count, int):
+                try:
+                    found[name] = count + len(read_row(row, where, name))
+                except DataError as error:
+                    found[name] = error
+        if not any(isinstance(count, int) for count in found.values()):
+            break
+    return {name: count or _empty(path) for name, count in found.items()}
+
+
+def _count_of_project(path: str | Path, name: Use) -> int | DataError:
+    try:
+        return len(_read(path, name))
+    except DataError as error:
+        return error
+
+
+def _read(path: str | Path, use: Use, columns: ColumnsConfig | None = None) -> Sequence[Any]:
+    found = shelved((each for each, _ in read_each(path, use, columns)), _dump, _load)
+    if not found:
+        raise _empty(path)
+    return found
+
+
+def _empty(path: str | Path) -> DataError:
+    return DataError(f"{path}: holds no record; at least one row is needed")
+
+
+def _dump(record: Record) -> tuple[str, Row]:
+    return type(record).__name__, {name: getattr(record, name) for name in record.__slots__}
+
+
+def _load(plain: tuple[str, Row]) -> Record:
+    name, fields = plain
+    return getattr(records, name)(**fields)
+
+
+def project_rows(path: Path, use: Use) -> Iterator[tuple[Row, str]]:
+    """Rows of what the labelers of a feedback project say, for one use.
+
+    Raises:
+        DataError: It holds judgments, not what is asked for, or none that decides anything.
+    """
+    store, what = Store(path), _READINGS[use].what
+    if use == "prompts":
         rows = export.prompts(store)
-    elif what == "comparison":
+    elif use == "comparisons":
         rows = export.export(store, "pairs")
-    elif what == "ranking":
+    elif use == "rankings":
         rows = export.export(store, "rankings")
-    elif what == "liked or disliked completion":
+    elif use == "thumbs":
         rows = export.export(store, "thumbs")
         if store.project.mode != "thumbs" and all(row["label"] for row in rows):
             rows = export.export(store, "pairs")
@@ -235,159 +298,41 @@ def _completions(row: Row, where: str) -> Completions | None:
     return from_dict(Completions, row, where)
 
 
-# --- from public shapes to our fields -------------------------------------------------------------
-
-
-def _our_fields(row: Row, where: str) -> Row:
-    try:
-        for shape in SHAPES:
-            if fields := shape(row):
-                return {**row, **fields}
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    return row
-
-
-def hh_transcripts(row: Row) -> Row | None:
-    """HH-RLHF: chosen and rejected are whole dialogues, equal up to an assistant's turn."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if "prompt" in row or not isinstance(chosen, str) or not isinstance(rejected, str):
-        return None
-    if "\n\nAssistant:" not in chosen:
-        return None
-    shared = commonprefix([chosen, rejected])  # noqa: RUF071 (character by character is meant)
-    end = shared.rfind("\n\nAssistant:")
-    if end < 0:
-        raise DataError("chosen and rejected share no dialogue up to an '\\n\\nAssistant:' turn")
-    end += len("\n\nAssistant:")
-    return {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
-
-
-def conversation_pair(row: Row) -> Row | None:
-    """Message lists chosen and rejected that hold the prompt as the messages they share.
-
-    Where they share none, a prompt that is a string becomes the user's message.
-    """
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    plain = (
-        isinstance(row.get("prompt", ""), str) and not {"messages", "conversations"} & row.keys()
-    )
-    if not plain or not isinstance(chosen, list) or not isinstance(rejected, list):
-        return None
-    chosen, rejected = _turns(chosen), _turns(rejected)
-    both = zip(chosen, rejected, strict=False)
-    shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
-    # Equal answers are no part of the prompt: it ends where the assistant begins to speak.
-    while shared and shared[-1]["role"] == "assistant":
-        shared.pop()
-    n = len(shared)
-    if n == 0 and "prompt" not in row:
-        raise DataError("chosen and rejected share no first message that could be the prompt")
-    prompt = shared or [{"role": "user", "content": row["prompt"]}]
-    return {"prompt": prompt, "chosen": chosen[n:], "rejected": rejected[n:]}
-
-
-def conversation(row: Row) -> Row | None:
-    """ShareGPT (`conversations`) and `messages`; a last assistant's turn is the completion.
-
-    With chosen and rejected, one turn each or a list, the conversation is their prompt.
-    """
-    turns = row.get("conversations", row.get("messages"))
-    if "prompt" in row or not isinstance(turns, list):
-        return None
-    turns = _turns(turns)
-    if isinstance(row.get("system"), str) and row["system"]:
-        turns.insert(0, {"role": "system", "content": row["system"]})
-    if {"chosen", "rejected"} <= row.keys():
-        return {
-            "prompt": turns,
-            "chosen": _turns(row["chosen"]),
-            "rejected": _turns(row["rejected"]),
-        }
-    if turns and turns[-1]["role"] == "assistant":
-        return {"prompt": turns[:-1], "completion": turns[-1:]}
-    return {"prompt": turns}
-
-
-def openai_preference(row: Row) -> Row | None:
-    """OpenAI: `input.messages`, `preferred_output`, `non_preferred_output`."""
-    given = row.get("input")
-    if not isinstance(given, dict) or "messages" not in given:
-        return None
-    fields: Row = {"prompt": _turns(given["messages"])}
-    if {"preferred_output", "non_preferred_output"} <= row.keys():
-        fields["chosen"] = _turns(row["preferred_output"])
-        fields["rejected"] = _turns(row["non_preferred_output"])
-    return fields
-
-
-def ultrafeedback(row: Row) -> Row | None:
-    """UltraFeedback: `completions` with `response` and `overall_score`; unscored ones are left out.
-
-    The rank of a completion is one more than the number of those that score higher.
-    """
-    rated = row.get("completions")
-    if "instruction" not in row or not isinstance(rated, list):
-        return None
-    if not all(isinstance(one, dict) and "response" in one for one in rated):
-        raise DataError('completions must be a list of {"response": ..., "overall_score": ...}')
-    rated = [one for one in rated if isinstance(one.get("overall_score"), int | float)]
-    scores = [one["overall_score"] for one in rated]
-    return {
-        "prompt": row["instruction"],
-        "completions": [one["response"] for one in rated],
-        "ranks": [1 + sum(other > score for other in scores) for score in scores],
-    }
-
-
-def alpaca(row: Row) -> Row | None:
-    """Alpaca: `instruction`, `input` (behind a blank line), `output` or `response`."""
-    instruction, given = row.get("instruction"), row.get("input") or ""
-    if "prompt" in row or not isinstance(instruction, str) or not isinstance(given, str):
-        return None
-    fields: Row = {"prompt": f"{instruction}\n\n{given}" if given else instruction}
-    if "output" in row or "response" in row:
-        fields["completion"] = row.get("output", row.get("response"))
-    return fields
-
-
-def labelled_outputs(row: Row) -> Row | None:
-    """LLMBar: `input`, `output_1`, `output_2`, and in `label` the number of the better one."""
-    if not {"input", "output_1", "output_2", "label"} <= row.keys():
-        return None
-    if row["label"] not in (1, 2):
-        raise DataError(f"label={shown(row['label'])} must be 1 or 2, the better of the outputs")
-    return {
-        "prompt": row["input"],
-        "completions": [row["output_1"], row["output_2"]],
-        "ranks": [1, 2] if row["label"] == 1 else [2, 1],
-    }
-
-
-SHAPES = (
-    hh_transcripts,
-    conversation_pair,
-    conversation,
-    openai_preference,
-    ultrafeedback,
-    labelled_outputs,
-    alpaca,
+_COMPARED = (
+    "prompt + completions + ranks; prompt + chosen + rejected, the prompt also as instruction, "
+    "conversations or messages; chosen + rejected that begin alike (HH-RLHF, messages); "
+    "input.messages + preferred_output + non_preferred_output (OpenAI); "
+    "instruction + completions with response and overall_score (UltraFeedback) or responses with "
+    "output and a preference (AlpacaEval); instruction + response1 + response2 + annotator1 "
+    "(PandaLM); input + output_1 + output_2 + label (LLMBar)"
 )
-
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-
-
-def _turns(value: Any) -> list[Message]:
-    """Messages from one turn or a list of them, {"from", "value"} or {"role", "content"}."""
-    turns: list[Message] = []
-    for turn in value if isinstance(value, list) else [value]:
-        named = turn if isinstance(turn, dict) else {}
-        role = named.get("role", named.get("from"))
-        content = named.get("content", named.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(
-                f'{shown(turn)} is no turn of a conversation: {{"role": ..., "content": ...}} '
-                'or {"from": ..., "value": ...} with strings is needed'
-            )
-        turns.append({"role": _ROLES.get(role, role), "content": content})
-    return turns
+_READINGS: dict[Use, _Reading] = {
+    "prompts": _Reading(
+        "prompt",
+        _prompt,
+        "prompt; instruction [+ input] (Alpaca); conversations (ShareGPT); messages; "
+        "chosen + rejected that begin alike (HH-RLHF, messages); input.messages (OpenAI)",
+    ),
+    "demonstrations": _Reading(
+        "demonstration",
+        _demonstration,
+        "prompt + completion; text; instruction [+ input] + output (Alpaca); conversations "
+        "(ShareGPT) or messages that end with the assistant; a preference pair, of which chosen "
+        "is read",
+    ),
+    "comparisons": _Reading("comparison", _comparison, _COMPARED),
+    "rankings": _Reading("ranking", _comparison, _COMPARED),
+    "thumbs": _Reading(
+        "liked or disliked completion",
+        _thumbs,
+        "prompt + completion + label (true, false, 1 or 0); text + label; conversations "
+        "(ShareGPT) or messages that end with the assistant + label; instruction + output + "
+        "label; a preference pair, read as one of each",
+    ),
+    "completions": _Reading(
+        "completion",
+        _completions,
+        "prompt + completions [+ finished]; prompt + completion; instruction + output",
+    ),
+}
+"""What there is to read, by use."""

@@ -1,18 +1,15 @@
 """What a data file can be used for."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 from tether.data import formats
 from tether.errors import DataError
 
-USES: dict[str, Callable[[str], Sequence[Any]]] = {
-    "sft --data": formats.read_demonstrations,
-    "reward --data": formats.read_comparisons,
-    "dpo --data": formats.read_comparisons,
-    "kto --data": formats.read_thumbs,
-    "score --data": formats.read_completions,
-    "ppo --prompts": formats.read_prompts,
+USES: dict[str, formats.Use] = {
+    "sft --data": "demonstrations",
+    "reward --data": "comparisons",
+    "dpo --data": "comparisons",
+    "kto --data": "thumbs",
+    "score --data": "completions",
+    "ppo --prompts": "prompts",
 }
 
 
@@ -22,12 +19,14 @@ def print_uses(file: str) -> None:
     Raises:
         DataError: None can.
     """
+    found = formats.uses(file, list(dict.fromkeys(USES.values())))
     refusals: list[str] = []
-    for use, read in USES.items():
-        try:
-            print(f"tether {use:<14} {len(read(file))} records")
-        except DataError as error:
-            refusals.append(f"not for {use}: {error}")
+    for use, name in USES.items():
+        records = found[name]
+        if isinstance(records, DataError):
+            refusals.append(f"not for {use}: {records}")
+        else:
+            print(f"tether {use:<14} {records} records")
     if len(refusals) == len(USES):
         raise DataError(refusals[-1].partition(": ")[2])  # prompts ask for least
     print("\n".join([*refusals, f"next  tether data check {file} --model DIR"]))

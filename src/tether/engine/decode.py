@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.data.shelf import TOKENS_IN_MEMORY, shelved
 from tether.engine.decoders import Decoder, decoder_for
 from tether.engine.sampling import sample, uniforms
 from tether.errors import ConfigError
@@ -56,7 +57,7 @@ def completion_text(
 
 def encode_prompts(
     language_model: LanguageModel, prompts: Sequence[Text], max_new_tokens: int
-) -> list[list[int]]:
+) -> Sequence[list[int]]:
     """Token ids of prompts that leave room for a completion of `max_new_tokens`.
 
     Chats that are too long lose their oldest turns, which is told.
@@ -67,14 +68,22 @@ def encode_prompts(
     tokenizer, positions = language_model.tokenizer, language_model.max_positions
     tell_of_plain(tokenizer, prompts)
     limit = positions - max_new_tokens
-    fitted = [fit_prompt(tokenizer, prompt, limit) for prompt in prompts]
-    tell_of_truncated(sum(cut for _, cut in fitted), len(prompts), "prompts", limit)
-    ids = [each for each, _ in fitted]
+    truncated = 0
+
+    def fitted() -> Iterator[list[int]]:
+        nonlocal truncated
+        for prompt in prompts:
+            each, cut = fit_prompt(tokenizer, prompt, limit)
+            truncated += cut
+            yield each
+
+    ids = shelved(fitted(), list, list, TOKENS_IN_MEMORY)
+    tell_of_truncated(truncated, len(prompts), "prompts", limit)
     check_lengths(ids, positions, max_new_tokens)
     return ids
 
 
-def check_lengths(prompts: list[list[int]], positions: int, max_new_tokens: int) -> None:
+def check_lengths(prompts: Sequence[list[int]], positions: int, max_new_tokens: int) -> None:
     """Refuse prompts that are empty or leave no room for a completion.
 
     Raises:

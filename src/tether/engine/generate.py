@@ -31,7 +31,7 @@ def generate(config: GenerateConfig) -> Path:
     folder = StageFolder(config, "generate", [config.model, config.prompts, *config.adapters])
     if folder.finished:
         return folder.path
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.columns)
     base = load(config.model, config.compute)
     models = dict(with_adapters(base, config.adapters)) or {config.model: base}
     texts = [record.prompt for record in prompts]
@@ -108,7 +108,7 @@ def with_adapters(
 
 def completions(
     language_model: LanguageModel,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     rows: list[list[int]],
     sampled: list[Sampled],
     name: str,

@@ -3,6 +3,7 @@
 One policy is loaded at a time, and let go before the next.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from tether.sections import ComputeConfig
 class Asked(NamedTuple):
     """What the policies are asked."""
 
-    texts: list[Demonstration]
+    texts: Sequence[Demonstration]
     probes: list[Probe]
     tasks: tuple[str, ...]
 

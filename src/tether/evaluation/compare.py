@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     folder = StageFolder(config, "evaluate", inputs_of(config))
     if folder.finished:
         return folder.path
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.columns)
     pool = pool_for(config, prompts)
     scorers = {each.name: load_reward(each, config.compute) for each in config.scorers}
     check_blocks(config)
@@ -170,7 +170,7 @@ class Drawn(NamedTuple):
 def answer(
     config: EvaluateConfig,
     policy: PolicyConfig,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     scorers: dict[str, Reward],
     reference: LanguageModel | None,
 ) -> list[Sample]:
@@ -213,8 +213,8 @@ def draw(
     config: EvaluateConfig,
     policy: PolicyConfig,
     language_model: LanguageModel,
-    ids: list[list[int]],
-    prompts: list[Prompt],
+    ids: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     scorers: dict[str, Reward],
 ) -> list[Drawn]:
     """Sample and score; of each `best_of` completions the one that `best_by` likes best."""

@@ -5,7 +5,7 @@ score any policy could have at a given KL (`core.tilt`).
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tether.config import PoolConfig
@@ -32,7 +32,7 @@ def make_pool(config: PoolConfig) -> Path:
     folder = StageFolder(config, "pool", [config.model, config.prompts, *paths])
     if folder.finished:
         return folder.path
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.columns)
     prompts = prompts[: config.num_prompts or len(prompts)]
     scorers = {each.name: load_reward(each, config.compute) for each in config.scorers}
     check_rules(list(scorers.values()), [record.prompt for record in prompts])
@@ -52,7 +52,7 @@ def make_pool(config: PoolConfig) -> Path:
 def pooled(
     config: PoolConfig,
     model: LanguageModel,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     ids: list[list[int]],
     scorers: dict[str, Reward],
     progress: Steps,

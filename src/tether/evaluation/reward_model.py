@@ -45,7 +45,7 @@ def evaluate_reward(config: RewardEvaluationConfig) -> Path:
     folder = StageFolder(config, "evaluate-reward", [config.data, *paths])
     if folder.finished:
         return folder.path
-    found = read_pairs(config.data)
+    found = read_pairs(config.data, config.columns)
     rewards = {each.name: load_reward(each, config.compute) for each in config.scorers}
     check_rules(list(rewards.values()), found.prompts)
     scores = {

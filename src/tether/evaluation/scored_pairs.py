@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tether.data.formats import read_comparisons
 from tether.errors import DataError
 from tether.records import PreferencePair, Ranking, Text, pairs
+from tether.sections import ColumnsConfig
 
 
 class Choice(NamedTuple):
@@ -33,7 +34,7 @@ class Pairs(NamedTuple):
     """Pairs whose two sides are the same, or of weight 0"""
 
 
-def read_pairs(path: str) -> Pairs:
+def read_pairs(path: str, columns: ColumnsConfig | None = None) -> Pairs:
     """All pairs that a file's rankings and preference pairs decide.
 
     Raises:
@@ -54,7 +55,7 @@ def read_pairs(path: str) -> Pairs:
             found.prompt_of.append(prompts.setdefault(key[0], len(prompts)))
         return places[key]
 
-    for record in read_comparisons(path):
+    for record in read_comparisons(path, columns):
         for better, worse, first_wins in decided(record):
             one, two = place(record.prompt, better), place(record.prompt, worse)
             if one == two:

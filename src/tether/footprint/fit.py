@@ -4,6 +4,7 @@ The batch is the fullest of those that the run will draw, where its data is ther
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -105,7 +106,7 @@ def _demonstrations(
     config: SFTConfig, model: LanguageModel
 ) -> tuple[list[tuple[Row, float]], list[Row], int]:
     """Rows to train on with their weights, rows held out as `train_sft` does, and their bytes."""
-    records = formats.read_demonstrations(config.data)
+    records = formats.read_demonstrations(config.data, config.columns)
     rows, _ = sft.tokenize(model, records, config.max_length, config.data)
     pairs = [(row, record) for row, record in zip(rows, records, strict=True) if row]
     keys = [str(record.prompt or record.completion) for _, record in pairs]
@@ -149,7 +150,7 @@ def of_reward(
 
 def _comparisons(
     config: RewardModelConfig, model: RewardModel, known: bool, answers: GenerateConfig | None
-) -> tuple[list[Comparisons], list[str]]:
+) -> tuple[Sequence[Comparisons], list[str]]:
     """Comparisons as they are, or as they are expected, and what was assumed for them."""
     if known:
         return reward.tokenize(model, reward.read(config), config)[0], []
@@ -158,7 +159,7 @@ def _comparisons(
         one = _group("", limit, 2, config.heads)
         return [one] * config.batch_size, [_unseen_rows(limit)]
     groups = []
-    for record in formats.read_prompts(answers.prompts):
+    for record in formats.read_prompts(answers.prompts, answers.columns):
         # A completion that was cut at the length limit is closed with an end token here.
         length = len(encode_prompt(model.tokenizer, record.prompt)) + 1
         length += answers.sampling.max_new_tokens
@@ -221,12 +222,12 @@ def _preferences(
     Those of a pair are two; of a KTO example one, since its other is never trained on.
     """
     if isinstance(config, KTOConfig):
-        thumbs = formats.read_thumbs(config.data)
+        thumbs = formats.read_thumbs(config.data, config.columns)
         rows, examples = kto.tokenize(model, thumbs, config.max_length, config.data)
         found = [[rows[example.row]] for example in examples]
         prompts = [example.prompt for example in examples]
     else:
-        groups = group(formats.read_comparisons(config.data))
+        groups = group(formats.read_comparisons(config.data, config.columns))
         groups, _ = preference.tokenize(model, groups, config.max_length, config.data)
         rows, pairs, prompts = preference.flatten(groups)
         found = [[rows[pair.winner], rows[pair.loser]] for pair in pairs]

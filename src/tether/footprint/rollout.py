@@ -4,6 +4,7 @@ Completions are taken to reach the length limit, `sampling.max_new_tokens`.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,7 +75,7 @@ def of_generate(config: GenerateConfig, *, known: bool) -> Footprint:
 
 def _prompts(
     path: str, model: LanguageModel, sampling: SamplingConfig, known: bool
-) -> tuple[list[list[int]], list[str], int]:
+) -> tuple[Sequence[list[int]], list[str], int]:
     """Token ids of the prompts, what was assumed for them, and bytes of text and ids."""
     if known:
         records = formats.read_prompts(path)

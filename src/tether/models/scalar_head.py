@@ -213,8 +213,6 @@ def start_head(head: nn.Linear, seed: int) -> None:
 def load_reward_model(path: str, compute: ComputeConfig, *, trainable: bool = False) -> RewardModel:
     """Load a reward model: one label, or an ensemble that `tether reward` made.
 
-    Of several processes each holds a part of its weights, where they are sharded.
-
     Raises:
         ModelError: Not there, or it has several labels, so which one is the reward is unknown.
     """

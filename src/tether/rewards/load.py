@@ -175,7 +175,7 @@ def _one(model: RewardModel, config: RewardConfig) -> RewardFunction:
     return lambda p, c: torch.tensor(score_texts(model, p, c)).sigmoid().tolist()
 
 
-def check_rules(rewards: Sequence[Reward], prompts: list[Text]) -> None:
+def check_rules(rewards: Sequence[Reward], prompts: Sequence[Text]) -> None:
     """Score empty completions by every rule, which tells before the first one that is sampled.
 
     Raises:
@@ -183,7 +183,7 @@ def check_rules(rewards: Sequence[Reward], prompts: list[Text]) -> None:
     """
     for reward in rewards:
         if reward.config.is_rule:
-            reward.raw(prompts, [""] * len(prompts))
+            reward.raw(list(prompts), [""] * len(prompts))
 
 
 def checked(function: RewardFunction, path: str) -> RewardFunction:

@@ -21,7 +21,7 @@ def score(config: ScoreConfig) -> Path:
     folder = StageFolder(config, "score", [config.data, *config.reward.paths])
     if folder.finished:
         return folder.path
-    records = read_completions(config.data)
+    records = read_completions(config.data, config.columns)
     reward = load_reward(config.reward, config.compute)
     prompts = [record.prompt for record in records for _ in record.completions]
     completions = [text for record in records for text in record.completions]

@@ -7,6 +7,7 @@ reference's log-probs of these mismatched rows are computed once like those of t
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from tether.config import KTOConfig
 from tether.core import direct_losses
 from tether.data.batches import Row, buckets, split_by_prompt
 from tether.data.formats import read_thumbs
+from tether.data.shelf import TOKENS_IN_MEMORY, Shelf, picked, text_keys, watched
 from tether.errors import DataError
 from tether.models.language_model import LanguageModel, load, save
 from tether.models.templates import keep_template
@@ -63,7 +65,7 @@ def train_kto(config: KTOConfig) -> Path:
     policy = load(
         config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed, shard=True
     )
-    thumbs = read_thumbs(config.data)
+    thumbs = read_thumbs(config.data, config.columns)
     rows, examples = tokenize(policy, thumbs, config.max_length, config.data)
     if dropped := len(thumbs) - len(examples):
         console.print(f"{dropped} of {len(thumbs)} completions dropped: too long, or of weight 0")
@@ -71,9 +73,9 @@ def train_kto(config: KTOConfig) -> Path:
     rows, examples = with_partners(rows, examples, _limit(policy, config.max_length), config.data)
     known = reference_logprobs(config, config.reference, folder, policy, rows)
     tuning = Tuning(policy, rows, known, config)
-    keys = [example.prompt for example in examples]
+    keys = text_keys(example.prompt for example in examples)
     train, held = split_by_prompt(keys, config.held_out, config.seed)
-    held_out = [examples[i] for i in held]
+    held_out = picked(examples, held)
     provenance = {"made_by": "tether kto", "model": config.model, "data": config.data}
 
     def write(path: Path) -> None:
@@ -89,7 +91,7 @@ def train_kto(config: KTOConfig) -> Path:
         write,
     )
     facts = {"steps": steps, "completions": len(train), "dropped_completions": dropped}
-    facts |= held_out_facts(tuning.held_out(held_out), [keys[i] for i in held], "completions")
+    facts |= held_out_facts(tuning.held_out(held_out), [str(keys[i]) for i in held], "completions")
     folder.write_model(write)
     return folder.finish(**facts)
 
@@ -98,19 +100,18 @@ def train_kto(config: KTOConfig) -> Path:
 
 
 def tokenize(
-    policy: LanguageModel, thumbs: list[Thumb], max_length: int, where: str
-) -> tuple[list[Row], list[Example]]:
+    policy: LanguageModel, thumbs: Sequence[Thumb], max_length: int, where: str
+) -> tuple[Sequence[Row], Sequence[Example]]:
     """Token rows of the completions, without those that are too long or of weight 0.
 
     Raises:
         DataError: Nothing is left, or only one of the two kinds.
     """
     limit = _limit(policy, max_length)
-    rows: list[Row] = []
-    examples: list[Example] = []
+    rows, examples = _shelves()
     truncated = 0
     keep_template(policy.tokenizer, (thumb.prompt for thumb in thumbs))
-    for thumb in thumbs:
+    for thumb in watched(thumbs, "tokenize"):
         (row,), cut = fit_completions(policy.tokenizer, thumb.prompt, [thumb.completion], limit)
         truncated += cut
         if len(row.ids) <= limit and thumb.weight > 0:
@@ -129,12 +130,17 @@ def tokenize(
             f"{where}: no completion with label {missing} is left among {len(examples)}; KTO "
             f"weighs both kinds against each other: add some with label {missing}"
         )
-    return rows, examples
+    return rows.plain(), examples.plain()
+
+
+def _shelves() -> tuple[Shelf[Row], Shelf[Example]]:
+    """Rows and examples that may be larger than the memory."""
+    return Shelf(tuple, Row._make, TOKENS_IN_MEMORY), Shelf(tuple, Example._make)
 
 
 def with_partners(
-    rows: list[Row], examples: list[Example], limit: int, where: str
-) -> tuple[list[Row], list[Example]]:
+    rows: Sequence[Row], examples: Sequence[Example], limit: int, where: str
+) -> tuple[Sequence[Row], Sequence[Example]]:
     """The same with a mismatched row behind them for each example: its prompt, another completion.
 
     That completion is of the first example after it (after the last comes the first again) that
@@ -143,8 +149,10 @@ def with_partners(
     Raises:
         DataError: There is one prompt only.
     """
-    num, rows, paired = len(examples), list(rows), list[Example]()
-    if len({example.prompt for example in examples}) == 1:
+    num, (every, paired) = len(examples), _shelves()
+    for row in rows:
+        every.append(row)
+    if all(example.prompt == examples[0].prompt for example in examples):
         raise DataError(
             f"{where}: all {num} completions are of one prompt; KTO measures its KL on "
             "completions of other prompts: give two or more"
@@ -155,18 +163,18 @@ def with_partners(
             theirs = rows[other.row]
             length = row.num_prompt + len(theirs.ids) - theirs.num_prompt
             if other.prompt != example.prompt and length <= limit:
-                partner = len(rows)
-                rows.append(theirs.after(row.ids[: row.num_prompt]))
+                partner = len(every)
+                every.append(theirs.after(row.ids[: row.num_prompt]))
                 break
         paired.append(example._replace(partner=partner))
-    return rows, paired
+    return every.plain(), paired.plain()
 
 
 def _limit(policy: LanguageModel, max_length: int) -> int:
     return min(max_length or policy.max_positions, policy.max_positions)
 
 
-def _tell_of_imbalance(config: KTOConfig, examples: list[Example]) -> None:
+def _tell_of_imbalance(config: KTOConfig, examples: Sequence[Example]) -> None:
     num = len(examples)
     liked = sum(example.desirable for example in examples)
     up, down = config.desirable_weight * liked, config.undesirable_weight * (num - liked)
@@ -186,7 +194,7 @@ class Tuning:
     """A policy, the rows it learns from, and their log-probs under the reference."""
 
     policy: LanguageModel
-    rows: list[Row]
+    rows: Sequence[Row]
     reference: Float[Tensor, " R"]
     config: KTOConfig
 
@@ -211,7 +219,7 @@ class Tuning:
         return {**figures(sums), "kl": kl, "tokens": tokens}
 
     @torch.no_grad()
-    def kl(self, examples: list[Example]) -> float:
+    def kl(self, examples: Sequence[Example]) -> float:
         """KL(policy ‖ reference) in nats per completion, estimated on the mismatched rows."""
         partners = [example.partner for example in examples if example.partner is not None]
         lengths = [len(self.rows[i].ids) for i in partners]
@@ -226,7 +234,7 @@ class Tuning:
         return max(total / len(partners), 0.0) if partners else 0.0
 
     def score(
-        self, examples: list[Example]
+        self, examples: Sequence[Example]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Bool[Tensor, " N"]]:
         """Log-probs (nats) of completions, the same under the reference, True where liked."""
         places = [example.row for example in examples]
@@ -251,7 +259,7 @@ class Tuning:
         )
 
     @torch.no_grad()
-    def held_out(self, examples: list[Example]) -> dict[str, list[float]]:
+    def held_out(self, examples: Sequence[Example]) -> dict[str, list[float]]:
         """Loss and accuracy of each example by itself, whatever its weight."""
         found: dict[str, list[float]] = {"loss": [], "accuracy": []}
         kl = self.kl(examples)
@@ -263,7 +271,7 @@ class Tuning:
                 found["accuracy"].append(float(accuracy))
         return found
 
-    def evaluate(self, examples: list[Example]) -> dict[str, float]:
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """Means on held-out examples."""
         found = self.held_out(examples)
         return {f"held_out_{name}": float(np.mean(each)) for name, each in found.items() if each}

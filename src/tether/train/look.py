@@ -34,7 +34,7 @@ class Watched:
     audits: list[Reward]
     plots: dict[str, Reward]
     prompts: list[Text]
-    ids: list[list[int]]
+    ids: Sequence[list[int]]
 
 
 class Look(NamedTuple):

@@ -6,6 +6,7 @@ online DPO and best-of-n choose among a prompt's completions instead (`choose.py
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from tether.config import (
 from tether.data.batches import step_indices
 from tether.data.formats import read_prompts
 from tether.data.rollout import Scored
+from tether.data.shelf import made
 from tether.engine.decode import encode_prompts
 from tether.engine.samplers import Request
 from tether.functions import load_function
@@ -118,8 +120,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     beta: Beta
     source: Source
-    prompts: list[Text]
-    ids: list[list[int]]
+    prompts: Sequence[Text]
+    ids: Sequence[list[int]]
     ptx: Ptx | None
     monitor: Monitor | None = None
     advantage: Advantage | None = None  # the user's own
@@ -185,7 +187,8 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     if folder.finished:
         forget_models(folder)
         return folder.path
-    prompts = [record.prompt for record in read_prompts(config.prompts)]
+    records = read_prompts(config.prompts)
+    prompts = made(len(records), lambda i: records[i].prompt, like=records)
     roles = load_roles(config)
     check_rules(roles.rewards, prompts)
     keep_template(roles.policy.tokenizer, prompts)

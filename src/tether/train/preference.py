@@ -6,9 +6,8 @@ them is known beforehand (`train.reference`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +21,9 @@ from tether.config import DPOConfig, IPOConfig, ORPOConfig, PreferenceConfig, Si
 from tether.core import direct_losses
 from tether.core.preference_losses import PreferenceLoss
 from tether.data.batches import Row, buckets, split_by_prompt
-from tether.data.comparisons import Comparisons, Pair, group
+from tether.data.comparisons import Comparisons, Pair, comparison_shelf, flatten, group
 from tether.data.formats import read_comparisons
+from tether.data.shelf import picked, watched
 from tether.errors import ConfigError, DataError
 from tether.functions import load_function
 from tether.models.language_model import LanguageModel, load, save
@@ -171,7 +171,7 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     policy = load(
         config.model, config.compute, trainable=True, lora=config.lora, seed=config.seed, shard=True
     )
-    groups = group(read_comparisons(config.data))
+    groups = group(read_comparisons(config.data, config.columns))
     groups, dropped = tokenize(policy, groups, config.max_length, config.data)
     rows, pairs, prompts = flatten(groups)
     _require_certain(config, pairs)
@@ -180,7 +180,7 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
     known = reference_logprobs(config, reference, folder, policy, rows)
     tuning = Tuning(policy, rows, known, loss, config.device_batch_size, tethered)
     train, held = split_by_prompt(prompts, config.held_out, config.seed)
-    held_pairs, held_prompts = [pairs[i] for i in held], [prompts[i] for i in held]
+    held_pairs, held_prompts = picked(pairs, held), [str(prompts[i]) for i in held]
     provenance = {"made_by": f"tether {kind}", "model": config.model, "data": config.data}
 
     def write(path: Path) -> None:
@@ -205,8 +205,8 @@ def _train(config: PreferenceConfig, kind: str, loss: Loss) -> Path:
 
 
 def tokenize(
-    policy: LanguageModel, groups: list[Comparisons], max_length: int, where: str
-) -> tuple[list[Comparisons], int]:
+    policy: LanguageModel, groups: Sequence[Comparisons], max_length: int, where: str
+) -> tuple[Sequence[Comparisons], int]:
     """Fill in token rows; drop pairs with a row too long, with equal rows, or of weight 0.
 
     Returns:
@@ -216,39 +216,31 @@ def tokenize(
         DataError: No pair is left.
     """
     limit = min(max_length or policy.max_positions, policy.max_positions)
-    before = sum(len(each.pairs) for each in groups)
+    left, before, after, truncated = comparison_shelf(), 0, 0, 0
     keep_template(policy.tokenizer, (each.prompt for each in groups))
-    truncated = 0
-    for each in groups:
+    for each in watched(groups, "tokenize"):
+        before += len(each.pairs)
         fitted = fit_completions(policy.tokenizer, each.prompt, each.completions, limit)
         each.rows, truncated = fitted.rows, truncated + fitted.truncated
         each.keep_usable(limit)
+        after += len(each.pairs)
+        if each.pairs:
+            left.append(each)
     tell_of_truncated(truncated, len(groups), "prompts", limit)
-    left = [each for each in groups if each.pairs]
     if not left:
         raise DataError(
             f"{where}: none of {before} pairs can be used: each is a tie, has equal sides or "
             f"weight 0, or exceeds {limit} tokens; give pairs with a difference, or raise "
             "max_length"
         )
-    return left, before - sum(len(each.pairs) for each in left)
+    return left.plain(), before - after
 
 
-def flatten(groups: list[Comparisons]) -> tuple[list[Row], list[Pair], list[str]]:
-    """The rows of all groups; their pairs, as indices into them; the prompt of each pair."""
-    starts = accumulate((len(each.rows) for each in groups), initial=0)
-    rows = [row for each in groups for row in each.rows]
-    pairs = [
-        pair._replace(winner=start + pair.winner, loser=start + pair.loser)
-        for start, each in zip(starts, groups, strict=False)
-        for pair in each.pairs
-    ]
-    return rows, pairs, [str(each.prompt) for each in groups for _ in each.pairs]
-
-
-def _require_certain(config: PreferenceConfig, pairs: list[Pair]) -> None:
+def _require_certain(config: PreferenceConfig, pairs: Sequence[Pair]) -> None:
+    if not (isinstance(config, DPOConfig) and config.robust):
+        return
     uncertain = [pair.probability for pair in pairs if pair.probability != 1]
-    if uncertain and isinstance(config, DPOConfig) and config.robust:
+    if uncertain:
         raise ConfigError(
             f"robust=True needs pairs without a probability, but {config.data} has one of "
             f"{uncertain[0]!r}; set robust = false, which takes each label as it is"
@@ -263,7 +255,7 @@ class Tuning:
     """A policy, the rows it learns from, and their log-probs under the reference."""
 
     policy: LanguageModel
-    rows: list[Row]
+    rows: Sequence[Row]
     reference: Float[Tensor, " R"]
     loss: Loss
     device_batch_size: int
@@ -318,7 +310,7 @@ class Tuning:
         return Scored(*sides, *labels.T)
 
     @torch.no_grad()
-    def held_out(self, pairs: list[Pair]) -> dict[str, list[float]]:
+    def held_out(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
         """Loss, accuracy and margin of each pair by itself, whatever its weight."""
         found: dict[str, list[float]] = {"loss": [], "accuracy": [], "margin": []}
         for start in range(0, len(pairs), ROWS_AT_ONCE // 2):
@@ -331,7 +323,7 @@ class Tuning:
                     found[name].append(float(value))
         return found
 
-    def evaluate(self, pairs: list[Pair]) -> dict[str, float]:
+    def evaluate(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Means on held-out pairs; says once if the last batch's completions got less likely."""
         if self.tethered and not self.told and min(self.falls) > FALLEN:
             self.told = True

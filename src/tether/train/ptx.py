@@ -4,7 +4,9 @@ Their gradient holds up what pretraining or SFT taught and the reward does not a
 alignment tax. Source: Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, eq. 2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from tether import parallel
 from tether.config import PolicyGradientConfig
 from tether.data.batches import Row, step_indices
 from tether.data.formats import read_demonstrations
+from tether.data.shelf import Made
 from tether.models.language_model import LanguageModel
 from tether.progress import console
 from tether.train import sft
@@ -22,7 +25,7 @@ from tether.train import sft
 class Ptx:
     """The texts as token rows with their weights."""
 
-    examples: list[tuple[Row, float]]
+    examples: Sequence[tuple[Row, float]]
 
     def accumulate(
         self,
@@ -65,6 +68,10 @@ def load_ptx(policy: LanguageModel, config: PolicyGradientConfig) -> Ptx | None:
     if not path:
         return None
     demonstrations = read_demonstrations(path)
+    if not isinstance(demonstrations, list):
+        settings = 0, "all", path, range(len(demonstrations))
+        row = partial(sft.row_on_access, policy, demonstrations, *settings)
+        return Ptx(Made(len(demonstrations), row))
     rows, skipped = sft.tokenize(policy, demonstrations, 0, path)
     if skipped:
         console.print(

@@ -7,6 +7,7 @@ began with.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def reference_logprobs(
     reference: str,
     folder: StageFolder,
     policy: LanguageModel,
-    rows: list[Row],
+    rows: Sequence[Row],
 ) -> Float[Tensor, " R"]:
     """Log-prob (nats) of each row's completion under the reference, from disk if it is there.
 
@@ -102,7 +103,7 @@ def load_reference(config: PreferenceConfig, path: str, policy: LanguageModel) -
     return reference
 
 
-def _key(reference: str, policy: LanguageModel, rows: list[Row]) -> str:
+def _key(reference: str, policy: LanguageModel, rows: Sequence[Row]) -> str:
     """What the log-probs depend on: the model, the precision, every token id and boundary."""
     digest = hashlib.sha256(f"{fingerprint(reference)} {policy.place.dtype}".encode())
     for row in rows:

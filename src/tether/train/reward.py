@@ -26,8 +26,9 @@ from torch import Tensor
 from tether import parallel
 from tether.config import RewardModelConfig
 from tether.data.batches import split_by_prompt
-from tether.data.comparisons import Comparisons, group
+from tether.data.comparisons import Comparisons, comparison_shelf, group
 from tether.data.formats import read_comparisons, read_thumbs
+from tether.data.shelf import picked, text_keys, watched
 from tether.errors import DataError
 from tether.models.scalar_head import (
     Centering,
@@ -66,9 +67,9 @@ def train_reward(config: RewardModelConfig) -> Path:
     groups, dropped = tokenize(reward, groups, config)
     if dropped:
         console.print(f"{dropped} {noun} dropped: too long, the same on both sides, or of weight 0")
-    keys = [group_.key for group_ in groups]
+    keys = text_keys(group_.key for group_ in groups)
     train, held = split_by_prompt(keys, config.held_out, config.seed)
-    held_groups = [groups[i] for i in held]
+    held_groups = picked(groups, held)
     provenance = {"made_by": "tether reward", "model": config.model, "data": config.data}
 
     def write(path: Path) -> None:
@@ -95,14 +96,14 @@ def train_reward(config: RewardModelConfig) -> Path:
     return folder.finish(**facts, **held_out_facts(reward, held_groups, config.loss))
 
 
-def read(config: RewardModelConfig) -> list[Comparisons]:
+def read(config: RewardModelConfig) -> Sequence[Comparisons]:
     """The judgments of a file by prompt, of the kind that the loss learns from.
 
     Raises:
         DataError: Labels of one kind only, or pairs that say more than a ranking can.
     """
     if config.loss == "binary":
-        thumbs = read_thumbs(config.data)
+        thumbs = read_thumbs(config.data, config.columns)
         liked = sum(thumb.label for thumb in thumbs)
         if liked in (0, len(thumbs)):
             raise DataError(
@@ -110,9 +111,10 @@ def read(config: RewardModelConfig) -> list[Comparisons]:
                 "can be told apart without some of the other kind"
             )
         return group(thumbs)
-    groups = group(read_comparisons(config.data, whole=config.loss == "listwise"))
-    for pair in (pair for group_ in groups for pair in group_.pairs):
-        if config.loss == "listwise" and (pair.margin or pair.probability != 1):
+    whole = config.loss == "listwise"
+    groups = group(read_comparisons(config.data, config.columns, whole=whole))
+    for pair in (pair for group_ in groups for pair in group_.pairs) if whole else ():
+        if pair.margin or pair.probability != 1:
             raise DataError(
                 f"{config.data}: a pair has margin={pair.margin!r} and probability="
                 f'{pair.probability!r}, which a ranking cannot hold; set loss = "pairwise"'
@@ -121,8 +123,8 @@ def read(config: RewardModelConfig) -> list[Comparisons]:
 
 
 def tokenize(
-    reward: RewardModel, groups: list[Comparisons], config: RewardModelConfig
-) -> tuple[list[Comparisons], int]:
+    reward: RewardModel, groups: Sequence[Comparisons], config: RewardModelConfig
+) -> tuple[Sequence[Comparisons], int]:
     """Fill in token rows; drop what has a row too long, equal rows, or weight 0.
 
     Returns:
@@ -133,24 +135,26 @@ def tokenize(
     """
     limit = min(config.max_length or reward.longest, reward.longest)
     kind, heads = config.loss, config.heads
-    before = sum(len(judgments.judged(kind, group_)) for group_ in groups)
+    left, before, after, truncated = comparison_shelf(), 0, 0, 0
     keep_template(reward.tokenizer, (group_.prompt for group_ in groups))
-    truncated = 0
-    for group_ in groups:
+    for group_ in watched(groups, "tokenize"):
+        before += len(judgments.judged(kind, group_))
         group_.rows, cut = reward.rows(group_.prompt, group_.completions, limit)
         truncated += cut
         group_.keep_usable(limit)
         if heads > 1:
             group_.copies = tuple(copies(config.seed, h, group_.key) for h in range(heads))
+        if judged := judgments.judged(kind, group_):
+            left.append(group_)
+            after += len(judged)
     tell_of_truncated(truncated, len(groups), "prompts", limit)
-    left = [group_ for group_ in groups if judgments.judged(kind, group_)]
     if not left:
         raise DataError(
             f"{config.data}: none of {before} {NOUNS[kind]} can be used: each is a tie, has equal "
             f"sides or weight 0, or exceeds {limit} tokens; give "
             f"{'labels' if kind == 'binary' else 'rankings with a difference'}, or raise max_length"
         )
-    return left, before - sum(len(judgments.judged(kind, group_)) for group_ in left)
+    return left.plain(), before - after
 
 
 def copies(seed: int, head: int, key: str) -> int:
@@ -235,7 +239,7 @@ def held_out(
 
 
 def _held_out_metrics(
-    reward: RewardModel, groups: list[Comparisons], kind: str
+    reward: RewardModel, groups: Sequence[Comparisons], kind: str
 ) -> dict[str, float]:
     loss, found = held_out(reward, groups, kind)
     if not found.correct:
@@ -243,7 +247,9 @@ def _held_out_metrics(
     return {"held_out_loss": loss, "held_out_accuracy": float(np.mean(found.correct))}
 
 
-def held_out_facts(reward: RewardModel, groups: list[Comparisons], kind: str) -> dict[str, object]:
+def held_out_facts(
+    reward: RewardModel, groups: Sequence[Comparisons], kind: str
+) -> dict[str, object]:
     """Final accuracy on held-out pairs or labels, with its interval over prompts.
 
     Of rankings, all pairs that they decide are counted, so that the losses can be compared.
@@ -273,7 +279,7 @@ def held_out_facts(reward: RewardModel, groups: list[Comparisons], kind: str) ->
 
 
 @torch.no_grad()
-def center(reward: RewardModel, groups: list[Comparisons]) -> None:
+def center(reward: RewardModel, groups: Sequence[Comparisons]) -> None:
     """Set the centring of each head: mean and std of its raw scores over all completions."""
     scores = torch.cat([reward.logits(group_.rows) for group_ in groups]).double()
     means, stds = scores.mean(0), scores.std(0, correction=0).clamp(min=1e-6)
