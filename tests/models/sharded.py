@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import torch
 from tests.tiny import tiny_llama
 from torch import nn
 
@@ -21,7 +22,7 @@ class Run:
 
     def __init__(self, kind: str, seed: int = 0) -> None:
         self.model = tiny_llama(30, seed=seed)
-        parallel.shard(self.model, kind)
+        parallel.shard(self.model, kind, torch.device("cpu"))
         self.head = nn.Linear(5, 1)
         nn.init.constant_(self.head.weight, 0.25 * (seed + 1))
         nn.init.constant_(self.head.bias, 0.5)
