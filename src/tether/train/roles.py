@@ -24,6 +24,7 @@ from tether.models.scalar_head import (
     value_model_from_reward,
 )
 from tether.rewards.load import Reward, load_reward
+from tether.scale.samplers import sampler_for
 from tether.train import loop
 from tether.train.collect import Source
 
@@ -75,8 +76,8 @@ def load_roles(config: OnlineConfig) -> Roles:
     loop.check_no_dropout(*trained)
     for model in trained:
         model.train()
-    source = Source(policy, policy)
-    if parallel.count() > 1 and config.compute.parallel == "fsdp":
+    source = Source(policy, policy, sampler_for(config, policy))
+    if source.sampler is None and parallel.count() > 1 and config.compute.parallel == "fsdp":
         source.copy = copy.deepcopy(policy)  # a sharded policy cannot sample; a whole copy does
     frozen = [reference.model] if reference else []
     frozen += [reward.model.model for reward in rewards if reward.model]

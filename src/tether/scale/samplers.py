@@ -1,0 +1,19 @@
+"""Who samples for an online method, by its settings."""
+
+from tether.config import OnlineConfig
+from tether.engine.samplers import Sampler
+from tether.models.language_model import LanguageModel
+from tether.scale.ray_rollouts import ray_sampler
+
+
+def sampler_for(config: OnlineConfig, policy: LanguageModel) -> Sampler | None:
+    """The sampler outside of the trainer that the settings ask for; None = there is none.
+
+    Every process of a training gets one, and only that of the first one has workers.
+
+    Raises:
+        ConfigError: backend = "ray", but nobody has reserved places on a cluster.
+    """
+    if config.compute.backend == "ray" and config.compute.cluster.rollouts:
+        return ray_sampler(config, policy)
+    return None
