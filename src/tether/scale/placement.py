@@ -10,7 +10,7 @@ class Role(NamedTuple):
     """Workers that are alike, and what each of them takes."""
 
     name: str
-    count: int
+    num: int
     cpus: float
     gpus: float
 
@@ -22,7 +22,7 @@ class Role(NamedTuple):
 
     def __str__(self) -> str:
         each = _amounts(self.bundle)
-        return f"{self.count} {self.name}{'' if self.count == 1 else 's'} x {each}"
+        return f"{self.num} {self.name}{'' if self.num == 1 else 's'} x {each}"
 
 
 def roles_of(config: TrainConfig) -> list[Role]:
@@ -33,7 +33,7 @@ def roles_of(config: TrainConfig) -> list[Role]:
         Role("trainer", cluster.trainers, cluster.worker_cpus, cluster.trainer_gpus),
         Role("rollout worker", rollouts, cluster.worker_cpus, cluster.rollout_gpus),
     ]
-    return [role for role in roles if role.count]
+    return [role for role in roles if role.num]
 
 
 def refusal(machines: Sequence[Mapping[str, float]], roles: Sequence[Role]) -> str:
@@ -43,7 +43,7 @@ def refusal(machines: Sequence[Mapping[str, float]], roles: Sequence[Role]) -> s
         machines: What each machine has, in Ray's words: {"CPU": 8.0, "GPU": 1.0, …}.
         roles: What is asked.
     """
-    asked, there = _sum([role.bundle for role in roles for _ in range(role.count)]), _sum(machines)
+    asked, there = _sum([role.bundle for role in roles for _ in range(role.num)]), _sum(machines)
     has = f"the cluster has {_amounts(there)} on {_machines(len(machines))}"
     words = f"asked {' + '.join(map(str, roles))} = {_amounts(asked)}, {has}"
     if _exceeds(asked, there):

@@ -1,4 +1,4 @@
-"""A stage on a Ray cluster: its trainers are workers of Ray Train, its samplers are rollout workers.
+"""A stage on a Ray cluster: trainers are workers of Ray Train, and rollout workers sample.
 
 Each trainer runs the very function of the stage, as under torchrun. All files are on a disk that
 the machines share; checkpoints are the stage's own. When a trainer dies all are started again and
@@ -29,7 +29,10 @@ from tether.scale.ray_rollouts import Places, use
 from tether.scale.shared_disk import enter, leave_mark, wipe
 
 PATIENCE = 7200.0  # seconds that one trainer may compute alone while the others wait
-QUIET = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_COLOR_PREFIX": "0"}
+# Ray Train would change the working directory, and watch for machines that are about to be taken
+# away; a cluster on this machine has none such.
+ELSEWHERE = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
+HERE = {**ELSEWHERE, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 class Stopped(Exception):
@@ -86,7 +89,8 @@ def connect(config: TrainConfig) -> None:
     Raises:
         ConfigError: Ray is not installed, or no cluster answers there.
     """
-    for name, value in QUIET.items():
+    address = config.compute.cluster.address
+    for name, value in (ELSEWHERE if address else HERE).items():
         os.environ.setdefault(name, value)
     try:
         ray = importlib.import_module("ray")
@@ -97,12 +101,9 @@ def connect(config: TrainConfig) -> None:
         ) from None
     if ray.is_initialized():
         return
-    address = config.compute.cluster.address
-    options: dict[str, Any] = {"logging_level": "warning"}
-    if not address:
-        options["include_dashboard"] = False
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address or "local", **options)
+        ray.init(address or "local", logging_level="error", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -141,8 +142,8 @@ def reserved(roles: list[Role], patience: float) -> Iterator[list[Any]]:
     from ray.util.placement_group import placement_group, remove_placement_group
 
     trainers, *others = roles
-    tried = placement_group([trainers.bundle] * trainers.count, strategy="PACK")
-    groups = [placement_group([role.bundle]) for role in others for _ in range(role.count)]
+    tried = placement_group([trainers.bundle] * trainers.num, strategy="PACK")
+    groups = [placement_group([role.bundle]) for role in others for _ in range(role.num)]
     until = time.monotonic() + patience
     try:
         for group in (tried, *groups):
@@ -181,41 +182,46 @@ def train_here(job: dict[str, Any]) -> None:
 
 def _train(job: dict[str, Any], config: TrainConfig, folder: StageFolder) -> None:
     """Train, and again after a failure, as often as allowed."""
-    cluster, before = config.compute.cluster, ""
-    for failures in range(1, cluster.max_failures + 2):
-        error = _fit(_trainer(job, config), folder.path)
-        if error is None:
-            return
+    limit, failures, before = config.compute.cluster.max_failures, 0, ""
+    while (error := _fit(_trainer(job, config), folder.path)) is not None:
+        failures += 1
         died, reason = _reason(error)
-        repeated, before = not died and reason == before, reason
-        if repeated or failures > cluster.max_failures:
-            break
+        if not died and (failures > limit or reason == before):
+            raise error  # a mistake in code, with its traceback
+        if failures > limit:
+            raise ServerError(
+                f"training broke off {failures} times, at last: {reason}; look into the machine "
+                "and into /tmp/ray/session_latest/logs on it, and run again: it goes on from the "
+                "last checkpoint"
+            )
+        before = reason
         console.print(
             f"training broke off: {reason}\n"
-            f"it starts again from its last checkpoint ({failures} of {cluster.max_failures})"
+            f"it starts again from its last checkpoint ({failures} of {limit})"
         )
-    if not died:
-        raise error
-    raise ServerError(
-        f"training broke off {failures} times, at last: {reason}; look into the machine and into "
-        "/tmp/ray/session_latest/logs on it, and run again: it goes on from the last checkpoint"
-    )
 
 
 def _trainer(job: dict[str, Any], config: TrainConfig) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without a detached actor that outlives this run to clean up what ends with it anyway."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            every = super()._create_default_callbacks()
+            return [each for each in every if "PlacementGroupCleaner" not in type(each).__name__]
+
     cluster = config.compute.cluster
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{cluster.timeout:g}"
     trainers = roles_of(config)[0]
     backend = "cpu:gloo,cuda:nccl" if trainers.gpus else "gloo"
-    return TorchTrainer(
+    return Trainer(
         train_here,
         train_loop_config=job,
         torch_config=TorchConfig(backend=backend, timeout_s=int(PATIENCE)),
         scaling_config=ScalingConfig(
-            num_workers=trainers.count,
+            num_workers=trainers.num,
             use_gpu=trainers.gpus > 0,
             resources_per_worker=trainers.bundle,
         ),

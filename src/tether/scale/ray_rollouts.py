@@ -8,6 +8,7 @@ where it cannot be placed again the others take its rows. The numbers stay those
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -172,7 +173,7 @@ def split(rows: list[int], count: int) -> list[list[int]]:
     """Rows dealt out to `count` workers, in one piece each and as evenly as can be."""
     base, more = divmod(len(rows), count)
     ends = [base * i + min(i, more) for i in range(count + 1)]
-    return [rows[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [rows[start:end] for start, end in pairwise(ends)]
 
 
 def _rows(request: Request, chosen: list[int]) -> Request:
@@ -212,7 +213,7 @@ def use(places: Places) -> None:
 
 
 def ray_sampler(config: OnlineConfig, policy: LanguageModel) -> RaySampler:
-    """A sampler on the places that the driver has reserved; in all but the first trainer a mute one.
+    """A sampler on the places that the driver has reserved; a mute one in all other trainers.
 
     Raises:
         ConfigError: No driver has.
@@ -278,7 +279,7 @@ def unpacked(bucket: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Remote:
-    """A rollout worker on the cluster; Ray's errors are told as `Died`, the worker's own as such."""
+    """A rollout worker on the cluster; `Died` stands for Ray's errors, not for the worker's own."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
