@@ -43,6 +43,8 @@ Other methods, with the settings of ppo or of reward
   tether dpo       tether ipo       tether simpo           from pairs, without a reward model
   tether orpo      tether kto                              from pairs; from thumbs up and down
 
+  … --backend ray [--address auto|HOST:PORT]              train on a Ray cluster, as `run` does too
+
 Feedback of a model, by a constitution
   tether revise    --model DIR --prompts FILE --out DIR    answers, critiques, revisions
   tether judge     --data FILE --model DIR --out DIR       which of two completions is better
@@ -77,6 +79,7 @@ A model is a Hugging Face directory or hub id; so is the result, for plain trans
 
 ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
 GROUPS = ("feedback", "data", "simulate")  # whose commands have two words
+SHORT = {"--backend": "--compute.backend", "--address": "--compute.cluster.address"}
 OFFLINE = ("dpo", "ipo", "simpo", "orpo", "kto")
 
 INTERRUPTED, REFUSED = 130, 2
@@ -127,7 +130,7 @@ def dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"tether {__version__}")
         return 0
-    name, rest = arguments[0], arguments[1:]
+    name, rest = arguments[0], [_whole(word) for word in arguments[1:]]
     if name in GROUPS and rest and not rest[0].startswith("-"):
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in GROUPS:
@@ -285,6 +288,12 @@ def check_data(arguments: list[str]) -> None:
     if len(refusals) == len(uses):
         raise DataError(refusals[-1].partition(": ")[2])  # prompts ask for least
     print("\n".join(refusals))
+
+
+def _whole(word: str) -> str:
+    """A short form of where to train, written out: --backend ray, --address HOST:PORT."""
+    flag, equals, value = word.partition("=")
+    return SHORT.get(flag, flag) + equals + value
 
 
 def _asks_help(arguments: list[str]) -> bool:

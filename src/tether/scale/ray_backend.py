@@ -8,6 +8,7 @@ live no longer than it does.
 
 import importlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,16 +23,17 @@ from tether.config import STAGES, TrainConfig
 from tether.config_file import from_table, to_table
 from tether.errors import ConfigError, ServerError, TetherError
 from tether.functions import load_function
-from tether.progress import console
+from tether.progress import console, results
 from tether.rundir import STOP, StageFolder
 from tether.scale.placement import Role, refusal, roles_of
 from tether.scale.ray_rollouts import Places, use
 from tether.scale.shared_disk import enter, leave_mark, wipe
 
 PATIENCE = 7200.0  # seconds that one trainer may compute alone while the others wait
+OWN = "ray.writing"  # Ray Train's own folder while a stage runs
 # Ray Train would change the working directory, and watch for machines that are about to be taken
 # away; a cluster on this machine has none such.
-ELSEWHERE = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
+ELSEWHERE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_COLOR_PREFIX": "0"}
 HERE = {**ELSEWHERE, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -76,6 +78,7 @@ def run(function: str, kind: str, config: TrainConfig) -> Path:
             job = {"function": function, "kind": kind, "table": to_table(config), "places": places}
             _train(job, config, folder)
     finally:
+        shutil.rmtree(folder.path / OWN, ignore_errors=True)
         wipe(mark)
     return folder.path
 
@@ -172,6 +175,7 @@ def train_here(job: dict[str, Any]) -> None:
         TetherError: As the stage does.
     """
     places: Places = job["places"]
+    console.quiet = results.quiet = not ranks.leads()  # which was not known when it was made
     enter(places.mark)
     use(places)
     try:
@@ -228,7 +232,7 @@ def _trainer(job: dict[str, Any], config: TrainConfig) -> Any:
         # Which failures are worth another start is decided here, since not all are: a setting that
         # is wrong stays wrong. What Ray Train keeps for itself is next to nothing.
         run_config=RunConfig(
-            name="ray.writing",
+            name=OWN,
             storage_path=str(Path(config.out).absolute()),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
