@@ -36,7 +36,7 @@ def assert_as_one_process(folder, out):
 
 
 def test_a_cluster_of_its_own(folder):
-    """One trainer and one rollout worker on a cluster that the run starts, and that ends with it."""
+    """A trainer and a rollout worker on a cluster that the run starts, and that ends with it."""
     out = folder / "own"
     half = ("--compute.cluster.worker_cpus", "0.5")
     said = finish(start(folder / "recipe.toml", out, "--backend", "ray", *half))

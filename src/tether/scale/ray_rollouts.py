@@ -305,14 +305,16 @@ class _Remote:
         except RayTaskError as error:
             cause: Any = error.cause
             if isinstance(cause, RayError):
-                raise Died(_first_line(cause)) from None
+                raise Died(_told(cause)) from None
             raise cause from None
         except RayError as error:
-            raise Died(_first_line(error)) from None
+            raise Died(_told(error)) from None
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+def _told(error: Exception) -> str:
+    """An error of Ray's in one line: its first, and the last, where the cause stands if any."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {' … '.join(dict.fromkeys((lines[0], lines[-1])))}"
 
 
 class _Sampling:
