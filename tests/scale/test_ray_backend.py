@@ -81,7 +81,7 @@ def test_what_the_user_can_mend_is_told_at_once(train, rank):
 
 
 def test_a_mistake_that_comes_back_keeps_its_traceback(train):
-    mistake = [Broken(r0=Wrapped(KeyError("score"))) for _ in range(3)]
+    mistake = [Broken(**{f"r{i % 2}": Wrapped(KeyError("score"))}) for i in range(3)]
     with pytest.raises(Broken) as caught:
         train(*mistake, limit=5)
     assert caught.value is mistake[1]

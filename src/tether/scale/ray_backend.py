@@ -190,7 +190,8 @@ def _train(job: dict[str, Any], config: TrainConfig, folder: StageFolder) -> Non
     while (error := _fit(_trainer(job, config), folder.path)) is not None:
         failures += 1
         died, reason = _reason(error)
-        if not died and (failures > limit or reason == before):
+        what = reason.partition(": ")[2]  # whichever trainer it came to first
+        if not died and (failures > limit or what == before):
             raise error  # a mistake in code, with its traceback
         if failures > limit:
             raise ServerError(
@@ -198,7 +199,7 @@ def _train(job: dict[str, Any], config: TrainConfig, folder: StageFolder) -> Non
                 "and into /tmp/ray/session_latest/logs on it, and run again: it goes on from the "
                 "last checkpoint"
             )
-        before = reason
+        before = what
         console.print(
             f"training broke off: {reason}\n"
             f"it starts again from its last checkpoint ({failures} of {limit})"
