@@ -71,7 +71,12 @@ def plan_accident(folder: Path, **what: Any) -> None:
 def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen[str]:
     """`tether run` in a process of its own."""
     command = [sys.executable, "-m", "tether.cli", "run", str(recipe), "--out", str(out), *settings]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
