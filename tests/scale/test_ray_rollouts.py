@@ -12,20 +12,21 @@ from hypothesis import strategies as st
 
 from tests.train import toys
 from tether.engine.samplers import Drawn, Request, Sampler, draw
-from tether.errors import ConfigError, ServerError
+from tether.errors import ConfigError, ModelError, ServerError
 from tether.models.language_model import load
 from tether.models.weights import trained
-from tether.scale.ray_rollouts import Died, RaySampler, packed, ray_sampler, split, unpacked
+from tether.scale.ray_rollouts import (
+    Died,
+    Policy,
+    RaySampler,
+    _Sampling,
+    packed,
+    split,
+    unpacked,
+)
 from tether.scale.samplers import sampler_for
 from tether.scale.shared_disk import Mark, enter, leave_mark, wipe
 from tether.sections import ComputeConfig, LoraConfig
-
-
-class Everything:
-    """A set of all names."""
-
-    def __contains__(self, _name):
-        return True
 
 
 class Local:
@@ -84,7 +85,7 @@ def workers(tmp_path, dies=(), count=3, make=None):
         return Local(str(tmp_path / "llama-False"), calls[i], orders[i])
 
     def ship(weights):
-        return list(packed(weights, Everything()))
+        return list(packed(weights))
 
     return RaySampler(make or of_this, ship, count, 1.0), calls
 
@@ -101,7 +102,7 @@ def assert_as_one_process(drawn, policy, version):
 def test_several_workers_sample_what_one_process_does(tmp_path, policy):
     sampler, calls = workers(tmp_path)
     assert isinstance(sampler, Sampler)
-    sampler.load(trained(policy.model), 4)
+    sampler.load(trained(policy), 4)
     assert_as_one_process(sampler.sample(request()), policy, 4)
     # 7 rows over 3 workers: 3, 2, 2, under the numbers of the whole batch.
     assert [asked[-1][1] for asked in calls] == [[2, 3, 4], [5, 6], [7, 8]]
@@ -110,7 +111,7 @@ def test_several_workers_sample_what_one_process_does(tmp_path, policy):
 @pytest.mark.parametrize("dies", [["sample"], ["load"], ["sample", "load", "sample"]])
 def test_a_worker_that_died_is_made_again_and_asked_for_the_same_rows(tmp_path, policy, dies):
     sampler, calls = workers(tmp_path, dies=dies)
-    sampler.load(trained(policy.model), 4)
+    sampler.load(trained(policy), 4)
     assert_as_one_process(sampler.sample(request()), policy, 4)
     asked = [rows for name, rows in calls[0] if name == "sample"]
     assert asked == [[2, 3, 4]] * (1 + dies.count("sample"))
@@ -118,19 +119,19 @@ def test_a_worker_that_died_is_made_again_and_asked_for_the_same_rows(tmp_path, 
 
 def test_the_others_take_the_rows_of_one_that_keeps_dying(tmp_path, policy):
     sampler, calls = workers(tmp_path, dies=["sample"] * 3)
-    sampler.load(trained(policy.model), 4)
+    sampler.load(trained(policy), 4)
     assert_as_one_process(sampler.sample(request()), policy, 4)
     assert [rows for name, rows in calls[1] if name == "sample"] == [[5, 6], [2, 3]]
     assert [rows for name, rows in calls[2] if name == "sample"] == [[7, 8], [4]]
     # With the next weights it gets another chance.
-    sampler.load(trained(policy.model), 5)
+    sampler.load(trained(policy), 5)
     assert sampler.sample(request()).version == 5
     assert calls[0][-1] == ("sample", [2, 3, 4])
 
 
 def test_an_answer_by_older_weights_does_not_count(tmp_path, policy):
     sampler, calls = workers(tmp_path, count=1)
-    sampler.load(trained(policy.model), 4)
+    sampler.load(trained(policy), 4)
     (late,) = sampler._workers
     late.version = 3
     assert_as_one_process(sampler.sample(request()), policy, 4)
@@ -140,7 +141,7 @@ def test_an_answer_by_older_weights_does_not_count(tmp_path, policy):
 
 def test_where_none_is_left_it_says_why(tmp_path, policy):
     sampler, _ = workers(tmp_path, dies=["sample"] * 9, count=1)
-    sampler.load(trained(policy.model), 4)
+    sampler.load(trained(policy), 4)
     with pytest.raises(
         ServerError, match=r"no rollout worker of 1 is left \(killed at sample\); mend"
     ):
@@ -150,12 +151,12 @@ def test_where_none_is_left_it_says_why(tmp_path, policy):
 def test_where_none_finds_a_place_it_says_so(tmp_path, policy):
     sampler, _ = workers(tmp_path, make=lambda _i, _patience: None)
     with pytest.raises(ServerError, match="no place for one within 1 s"):
-        sampler.load(trained(policy.model), 4)
+        sampler.load(trained(policy), 4)
 
 
 def test_at_the_end_all_are_ended(tmp_path, policy):
     sampler, _ = workers(tmp_path)
-    sampler.load(trained(policy.model), 0)
+    sampler.load(trained(policy), 0)
     held = list(sampler._workers)
     sampler.close()
     assert all(worker.ended for worker in held)
@@ -173,33 +174,50 @@ def test_rows_are_dealt_out_evenly_and_in_order(rows, count):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_travel_bit_for_bit(dtype, monkeypatch):
     monkeypatch.setattr("tether.scale.ray_rollouts.BUCKET", 64)  # bytes
-    shapes = {"a": (3, 5), "scalar": (), "b": (7,), "left out": (2,)}
+    shapes = {"a": (3, 5), "scalar": (), "b": (7,)}
     held = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
-    buckets = list(packed(iter(held.items()), {"a", "scalar", "b"}))
+    buckets = list(packed(iter(held.items())))
     # In float32 60 + 4 bytes fit into 64, the 28 of "b" do not; in halves all 46 do.
     assert [list(bucket) for bucket in buckets] == (
         [["a", "scalar"], ["b"]] if dtype == torch.float32 else [["a", "scalar", "b"]]
     )
     came = dict(item for bucket in buckets for item in unpacked(bucket))
-    assert came.keys() == {"a", "scalar", "b"}
+    assert came.keys() == held.keys()
     for name, tensor in came.items():
         assert tensor.dtype == dtype
         assert tensor.shape == held[name].shape
         assert torch.equal(tensor, held[name])
 
 
-def test_only_what_the_policy_computes_with_is_shipped(tmp_path, monkeypatch):
-    """With adapters the value model's is trained on the same backbone, and stays at home."""
-    from tether.train.roles import load_roles
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])
+def test_what_runs_on_the_cluster_samples_as_the_policy(tmp_path, monkeypatch, rank):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "get", lambda bucket: bucket)
+    monkeypatch.chdir(tmp_path)
+    path, lora = toys.save(tmp_path), LoraConfig(rank=rank)
+    policy = load(path, ComputeConfig(), trainable=True, lora=lora, seed=1)
+    with torch.no_grad():
+        for _, parameter in trained(policy):
+            parameter += 0.1 * torch.randn_like(parameter)
+    remote = _Sampling(Policy(path, ComputeConfig(), lora, 1), leave_mark(tmp_path / "run"))
+    remote.begin()
+    remote.load(list(packed(trained(policy))), 4)
+    assert remote.sample(request()) == Drawn(draw(policy, request()), 4)
+    some = [(name, tensor) for name, tensor in trained(policy)][1:]
+    with pytest.raises(ServerError, match=r"no weights came for 'model\."):
+        remote.load(list(packed(iter(some))), 5)
+    assert remote.sample(request()).version == -1  # and so is not believed
 
-    config = toys.ppo(tmp_path, toys.save(tmp_path), lora=LoraConfig(rank=2))
-    roles = load_roles(config)
-    monkeypatch.setattr("tether.scale.ray_rollouts._places", type("P", (), {"groups": [None]}))
-    monkeypatch.setattr("tether.scale.ray_rollouts._make", lambda *_: None)
-    sampler = ray_sampler(config, roles.policy)
-    (names,) = sampler._ship.args
-    assert names == {name for name, _ in trained(roles.policy.model) if ".policy." in name}
-    assert any(".value." in name for name, _ in trained(roles.policy.model))
+
+def test_a_model_that_cannot_be_loaded_is_told_when_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remote = _Sampling(
+        Policy(str(tmp_path / "none"), ComputeConfig(), LoraConfig(), 1),
+        leave_mark(tmp_path / "run"),
+    )
+    remote.begin()
+    with pytest.raises(ModelError, match=r"none' does not exist"):
+        remote.sample(request())
 
 
 def test_a_backend_that_nobody_started_is_refused(tmp_path, policy):

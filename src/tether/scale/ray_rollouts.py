@@ -5,7 +5,7 @@ step, row). So one that dies is made again, gets the newest weights, and is aske
 where it cannot be placed again the others take its rows. The numbers stay those of one process.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -19,6 +19,7 @@ from tether.engine.decode import Sampled
 from tether.engine.samplers import Drawn, Request, draw
 from tether.errors import ConfigError, ServerError
 from tether.models.language_model import LanguageModel, load
+from tether.models.weights import trained
 from tether.ranks import leads
 from tether.scale.shared_disk import Mark, enter
 from tether.sections import ComputeConfig, LoraConfig
@@ -212,7 +213,7 @@ def use(places: Places) -> None:
     _places = places
 
 
-def ray_sampler(config: OnlineConfig, policy: LanguageModel) -> RaySampler:
+def ray_sampler(config: OnlineConfig) -> RaySampler:
     """A sampler on the places that the driver has reserved; a mute one in all other trainers.
 
     Raises:
@@ -223,12 +224,10 @@ def ray_sampler(config: OnlineConfig, policy: LanguageModel) -> RaySampler:
             "compute.backend='ray' works for what is started by `tether` or `pipeline.run_stage`; "
             'use one of them, or set compute.backend = "local"'
         )
-    own = {id(parameter) for parameter in policy.own_parameters if parameter.requires_grad}
-    names = {name for name, p in policy.model.named_parameters() if id(p) in own}
     what = Policy(config.model, config.compute, config.lora, config.seed)
     make = partial(_make, _places, what) if leads() else lambda _i, _patience: None
     count = len(_places.groups)
-    return RaySampler(make, partial(_ship, names), count, config.compute.cluster.timeout)
+    return RaySampler(make, _ship, count, config.compute.cluster.timeout)
 
 
 def _make(places: Places, policy: Policy, i: int, patience: float) -> Worker | None:
@@ -243,25 +242,21 @@ def _make(places: Places, policy: Policy, i: int, patience: float) -> Worker | N
     return _Remote(ray.remote(_Sampling).options(**options).remote(policy, places.mark))
 
 
-def _ship(names: set[str], weights: Iterator[tuple[str, Tensor]]) -> list[Any]:
-    """Put the weights of these names into Ray's store."""
+def _ship(weights: Iterator[tuple[str, Tensor]]) -> list[Any]:
+    """Put weights into Ray's store."""
     import ray
 
-    return [ray.put(bucket) for bucket in packed(weights, names)]
+    return [ray.put(bucket) for bucket in packed(weights)]
 
 
-def packed(
-    weights: Iterator[tuple[str, Tensor]], names: Container[str]
-) -> Iterator[dict[str, Any]]:
-    """The weights of these names as bytes, some at a time: {name: (dtype, shape, array)}.
+def packed(weights: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
+    """Weights as bytes, some at a time: {name: (dtype, shape, array)}.
 
     Bytes, since numpy has no bfloat16. Workers on one machine read one copy of an array.
     """
     bucket: dict[str, Any] = {}
     size = 0
     for name, tensor in weights:
-        if name not in names:
-            continue
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         if bucket and size + data.nbytes > BUCKET:
             yield bucket
@@ -336,9 +331,8 @@ class _Sampling:
         """Take over weights: all that are trained."""
         import ray
 
-        model = self._loaded().model
+        targets = dict(trained(self._loaded()))
         self._version = -1
-        targets = {n: p for n, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
             for bucket in buckets:
                 for name, tensor in unpacked(ray.get(bucket)):

@@ -15,5 +15,5 @@ def sampler_for(config: OnlineConfig, policy: LanguageModel) -> Sampler | None:
         ConfigError: backend = "ray", but nobody has reserved places on a cluster.
     """
     if config.compute.backend == "ray" and config.compute.cluster.rollouts:
-        return ray_sampler(config, policy)
+        return ray_sampler(config)
     return None
