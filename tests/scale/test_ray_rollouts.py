@@ -112,9 +112,13 @@ def test_several_workers_sample_what_one_process_does(tmp_path, policy):
 def test_a_worker_that_died_is_made_again_and_asked_for_the_same_rows(tmp_path, policy, dies):
     sampler, calls = workers(tmp_path, dies=dies)
     sampler.load(trained(policy), 4)
-    assert_as_one_process(sampler.sample(request()), policy, 4)
+    drawn = sampler.sample(request())
+    assert_as_one_process(drawn, policy, 4)
+    # A worker that is new has weights that nobody has probed.
+    assert drawn.resent == ("sample" in dies)
+    assert not sampler.sample(request()).resent
     asked = [rows for name, rows in calls[0] if name == "sample"]
-    assert asked == [[2, 3, 4]] * (1 + dies.count("sample"))
+    assert asked == [[2, 3, 4]] * (2 + dies.count("sample"))
 
 
 def test_the_others_take_the_rows_of_one_that_keeps_dying(tmp_path, policy):

@@ -74,6 +74,7 @@ class RaySampler:
         self._pool = ThreadPoolExecutor(count)
         self._weights: Any = None
         self._version = -1
+        self._resent = False
         self._given_up: set[int] = set()
         self._reason = ""
         self._workers: list[Worker | None] = [make(i, patience) for i in range(count)]
@@ -90,6 +91,7 @@ class RaySampler:
         for i, alive in enumerate(self._pool.map(self._ready, range(self.places))):
             (self._given_up.discard if alive else self._given_up.add)(i)
         self._left()
+        self._resent = False
 
     def sample(self, request: Request) -> Drawn:
         """Completions in the order of the request.
@@ -108,7 +110,8 @@ class RaySampler:
                     self._given_up.add(i)
                 else:
                     found |= dict(zip(part, answer, strict=True))
-        return Drawn([found[i] for i in range(len(request.prompts))], self._version)
+        rows = range(len(request.prompts))
+        return Drawn([found[i] for i in rows], self._version, resent=self._told_resent())
 
     def close(self) -> None:
         """End all workers."""
@@ -160,9 +163,14 @@ class RaySampler:
                 self._reason = str(death)
                 self._end(i)
                 continue
-            self._has[i] = self._version
+            self._has[i], self._resent = self._version, True
             return worker
         return None
+
+    def _told_resent(self) -> bool:
+        """Whether weights were sent once more since somebody asked."""
+        resent, self._resent = self._resent, False
+        return resent
 
     def _end(self, i: int) -> None:
         if worker := self._workers[i]:
