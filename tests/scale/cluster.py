@@ -83,7 +83,7 @@ def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 300.0) -> str:
+def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 900.0) -> str:
     """Wait for a run; returns what it said."""
     try:
         said, _ = process.communicate(timeout=timeout)
@@ -95,7 +95,7 @@ def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 300.0
     return said
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
+def until(true: Callable[[], Any], what: str, seconds: float = 600.0) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not true():
