@@ -64,7 +64,9 @@ def train(tmp_path, monkeypatch):
 
 def test_a_trainer_that_died_is_a_reason_to_start_again(train):
     assert train() == 1
-    assert train(Broken(r1=Gone("killed"), r0=Wrapped(RuntimeError("connection reset")))) == 2
+    reset = RuntimeError("[/gloo/pair.cc:537] Connection reset by peer")
+    assert train(Broken(r1=Gone("killed"), r0=Wrapped(reset))) == 2
+    assert train(Broken(r0=Wrapped(reset)), Broken(r0=Wrapped(reset))) == 3
     assert train(*[Broken(r1=Gone("killed"))] * 2) == 3
 
 

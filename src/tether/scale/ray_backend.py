@@ -189,9 +189,10 @@ def _train(job: dict[str, Any], config: TrainConfig, folder: StageFolder) -> Non
     limit, failures, before = config.compute.cluster.max_failures, 0, ""
     while (error := _fit(_trainer(job, config), folder.path)) is not None:
         failures += 1
-        died, reason = _reason(error)
-        what = reason.partition(": ")[2]  # whichever trainer it came to first
-        if not died and (failures > limit or what == before):
+        died, cause, reason = _why(error)
+        # Connections that break and GPUs that fail are told as RuntimeError; they may be well again.
+        what = "" if died or isinstance(cause, RuntimeError) else repr(cause)
+        if not died and (failures > limit or (what and what == before)):
             raise error  # a mistake in code, with its traceback
         if failures > limit:
             raise ServerError(
@@ -202,7 +203,8 @@ def _train(job: dict[str, Any], config: TrainConfig, folder: StageFolder) -> Non
         before = what
         console.print(
             f"training broke off: {reason}\n"
-            f"it starts again from its last checkpoint ({failures} of {limit})"
+            f"it starts again from its last checkpoint ({failures} of {limit})",
+            markup=False,
         )
 
 
@@ -302,14 +304,14 @@ def _causes(error: Exception) -> list[Exception]:
     return [getattr(failure, "_base_exc", failure) for failure in failures.values()]
 
 
-def _reason(error: Exception) -> tuple[bool, str]:
-    """Whether a trainer died, and the first line of why training broke off."""
+def _why(error: Exception) -> tuple[bool, Exception, str]:
+    """Whether a trainer died, what it failed of, and that in one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     died = {rank: each for rank, each in failures.items() if not hasattr(each, "_base_exc")}
     for rank, failure in (died or failures).items():
         cause = getattr(failure, "_base_exc", failure)
-        return bool(died), f"trainer {rank}: {type(cause).__name__}: {_first_line(cause)}"
-    return True, _first_line(error)
+        return bool(died), cause, f"trainer {rank}: {type(cause).__name__}: {_first_line(cause)}"
+    return True, error, _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
