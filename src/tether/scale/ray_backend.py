@@ -190,7 +190,7 @@ def _train(job: dict[str, Any], config: TrainConfig, folder: StageFolder) -> Non
     while (error := _fit(_trainer(job, config), folder.path)) is not None:
         failures += 1
         died, cause, reason = _why(error)
-        # Connections that break and GPUs that fail are told as RuntimeError; they may be well again.
+        # Broken connections and failing GPUs are told as RuntimeError; they may be well again.
         what = "" if died or isinstance(cause, RuntimeError) else repr(cause)
         if not died and (failures > limit or (what and what == before)):
             raise error  # a mistake in code, with its traceback
