@@ -9,78 +9,18 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from tether import __version__, ranks, stopping
 from tether.errors import ConfigError, TetherError
 
-USAGE = """\
-tether: reinforcement learning from human feedback, the whole loop
-
-Start here
-  tether demo [--seed N] [--out DIR]     the whole loop on a small world of its own, with a report
-  tether run RECIPE.toml [--out DIR] [--stage.setting value …]
-                                         stages in order; run it again to resume or skip
-  tether plan RECIPE.toml [--out DIR] [--processes N] [--stage.setting value …]
-                                         processes, memory and batches, before anything runs
-  tether plan --size 8B --gpus 8 [--method ppo] [--lora.rank 16] …
-                                         any model on any GPUs, on paper: memory and time
-
-One stage at a time (each explains its settings with --help)
-  tether sft       --model DIR --data FILE --out DIR       supervised fine-tuning
-  tether generate  --model DIR --prompts FILE --out DIR    sample completions (--num K)
-  tether reward    --model DIR --data FILE --out DIR       reward model from rankings or pairs
-  tether ppo       --model DIR --prompts FILE --reward DIR|file.py:function|rule:NAME --out DIR
-  tether score     --data FILE --reward DIR|file.py:function|rule:NAME --out DIR
-  tether evaluate  --model NAME=DIR … --prompts FILE --reward NAME=DIR|file.py:function --out DIR
-  tether evaluate-reward --reward NAME=DIR … --data PAIRS --out DIR   accuracy, calibration, tricks
-  tether pool      --model DIR --prompts FILE --reward NAME=DIR|file.py:function … --out DIR
-                                         samples that tell what any policy near DIR could score
-
-Other methods, with the settings of ppo or of reward
-  tether grpo      tether rloo      tether reinforce       like ppo, without a value model
-  tether online-dpo                 tether best-of-n       learn what the reward chooses
-  tether dpo       tether ipo       tether simpo           from pairs, without a reward model
-  tether orpo      tether kto                              from pairs; from thumbs up and down
-
-Feedback of a model, by a constitution
-  tether revise    --model DIR --prompts FILE --out DIR    answers, critiques, revisions
-  tether judge     --data FILE --model DIR --out DIR       which of two completions is better
-
-Feedback of people
-  tether feedback import PROJECT.db --data FILE|-          a project from completions, or more items
-  tether label PROJECT.db                                  the page where people judge
-  tether feedback invite PROJECT.db NAME                   a personal link, for other machines;
-  tether feedback revoke PROJECT.db NAME                   … ends it
-  tether feedback agreement PROJECT.db|FILE                consensus, agreement, each labeler
-  tether feedback winrate PROJECT.db                       each model against each other one
-  tether feedback ratings PROJECT.db                       the strength of each model compared
-  tether feedback scores PROJECT.db --data FILE            scores by which --next-item active asks
-  tether feedback export PROJECT.db --to pairs --out FILE  rankings, thumbs, hh, openai as well
-  tether reward|dpo|kto --data PROJECT.db …                train on a project directly
-  tether feedback simulate --data FILE --scorer file.py:function --out DIR
-
-Talk to a model
-  tether chat DIR [--reference DIR] [--project CHAT.db]    in the terminal; /help tells how
-
-Reports, data
-  tether web [--runs DIR]                runs in the browser, live while they train
-  tether simulate prepare RUN            samples of a run for the simulator of tether web
-  tether simulate pack POOL_DIR --out FILE.json.gz   … in one small file
-  tether report RUN                      write RUN/report.html and the models' cards anew
-  tether report RUN RUN … [--out FILE]   one page that compares runs, or seeds of one
-  tether merge     --model ADAPTER --out DIR               a LoRA adapter folded into its base
-  tether push      DIR --to OWNER/NAME   a model to the Hugging Face hub; every command that makes
-                                         one does so at its end with --push-to OWNER/NAME
-  tether data check FILE [--model DIR]   say what a data file holds, show what a model sees of it
-  tether data convert FILE --to KIND --out FILE            the same records in another shape
-
-A model is a Hugging Face directory or hub id; so is the result, for plain transformers.
-"""
+USAGE = (files("tether") / "usage.txt").read_text(encoding="utf-8")
 
 ONLINE = ("ppo", "grpo", "rloo", "reinforce", "online-dpo", "best-of-n")
 GROUPS = ("feedback", "data", "simulate")  # whose commands have two words
+SHORT = {"--backend": "--compute.backend", "--address": "--compute.cluster.address"}
 OFFLINE = ("dpo", "ipo", "simpo", "orpo", "kto")
 
 INTERRUPTED, REFUSED = 130, 2
@@ -132,7 +72,7 @@ def dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"tether {__version__}")
         return 0
-    name, rest = arguments[0], arguments[1:]
+    name, rest = arguments[0], [_whole(word) for word in arguments[1:]]
     if name in GROUPS and rest and not rest[0].startswith("-"):
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in GROUPS:
@@ -283,6 +223,12 @@ def check_data(arguments: list[str]) -> None:
     from tether.data.uses import print_uses
 
     return print_uses(arguments[0])
+
+
+def _whole(word: str) -> str:
+    """A short form of where to train, written out: --backend ray, --address HOST:PORT."""
+    flag, equals, value = word.partition("=")
+    return SHORT.get(flag, flag) + equals + value
 
 
 def _asks_help(arguments: list[str]) -> bool:

@@ -225,7 +225,10 @@ def run_stage(stage: Stage) -> Path:
 
 
 def _run_together(stage: Stage) -> Path:
-    """Let the processes that there are run a stage, or the first one alone."""
+    """Let the processes that there are run a stage, or the first one alone, or a cluster."""
+    if stage.kind in TOGETHER and stage.config.compute.backend == "ray":
+        ray_backend = importlib.import_module("tether.scale.ray_backend")
+        return ray_backend.run(RUNNERS[stage.kind], stage.kind, stage.config)
     if ranks.count() == 1:
         return runner(stage.kind)(stage.config)
     parallel = importlib.import_module("tether.parallel")

@@ -12,7 +12,7 @@ class ClusterConfig:
     """A Ray cluster, for backend = "ray"."""
 
     address: str = ""
-    """Of a running cluster: "auto", host:port or ray://host:port; "" = one on this machine"""
+    """Of a running cluster: "auto" or host:port; "" = one on this machine"""
     trainers: int = 1
     """Processes that train, each a Ray worker"""
     rollouts: int = 1
@@ -29,6 +29,9 @@ class ClusterConfig:
     """Seconds to wait for the cluster to place all workers"""
 
     def __post_init__(self) -> None:
+        rule = 'is for clients; use "auto" on a machine of the cluster, as `ray job submit` does'
+        client = self.address.startswith("ray://")
+        require(not client, "compute.cluster.address", self.address, rule)
         positive("trainers", self.trainers)
         positive("timeout", self.timeout)
         for name in ("rollouts", "trainer_gpus", "rollout_gpus", "worker_cpus", "max_failures"):

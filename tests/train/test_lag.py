@@ -56,10 +56,13 @@ def with_sampler(monkeypatch, sampler, probes=None):
     def loaded(config):
         roles = load_roles(config)
         roles.source.sampler = sampler
-        roles.source.probe = lambda _, version: probes.append(version) if probes is not None else 0
         return roles
 
+    def probe_with(*_):
+        return lambda _, version: probes.append(version) if probes is not None else None
+
     monkeypatch.setattr(online, "load_roles", loaded)
+    monkeypatch.setattr(online, "probe_with", probe_with)
 
 
 def figures(out):

@@ -174,7 +174,7 @@ def _batches(config: OnlineConfig) -> Batches:
     )
 
 
-def _rollout_batch(config: OnlineConfig, prompts: list[list[int]]) -> list[list[int]]:
+def _rollout_batch(config: OnlineConfig, prompts: Sequence[list[int]]) -> list[list[int]]:
     """The prompts of the rollout batch with the most tokens, longest first, each `num` times."""
     count = config.batch_size // config.num
     drawn = (

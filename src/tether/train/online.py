@@ -53,6 +53,7 @@ from tether.train.collect import (
 )
 from tether.train.improve import check_first_minibatch, improve
 from tether.train.monitor import Monitor, Ruling, forget_models, inputs, load_monitor
+from tether.train.parity import probe_with
 from tether.train.ptx import Ptx, load_ptx
 from tether.train.roles import Roles, load_roles, needs_reference
 from tether.train.score import score
@@ -197,6 +198,7 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     optimizer = _optimizer(config, roles)
     monitor = load_monitor(config, folder, roles)
     beta, source = beta_of(config), roles.source
+    source.probe = probe_with(config, roles.policy, ids)
     run = Run(config, folder, roles, optimizer, beta, source, prompts, ids, texts, monitor)
     run.advantage = _advantage(config)
     facts = _loop(run)

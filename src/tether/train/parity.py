@@ -5,12 +5,14 @@ and a part of the model still computes with the old weights. So a few tokens are
 sync and scored again by the policy: their log-probs must agree.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from tether import parallel
+from tether.config import OnlineConfig
 from tether.data.batches import Row, device_batches
 from tether.engine.samplers import Drawn, Request, Sampler
 from tether.engine.sampling import PROBE
@@ -19,6 +21,7 @@ from tether.models.language_model import LanguageModel, completion_logprobs
 from tether.sections import SamplingConfig
 
 PROMPTS, TOKENS = 4, 16  # for each who samples
+PROBED = 256  # prompts of a run that it takes some of
 MOST = 5.0  # one token may differ by so many times the tolerance of the mean
 
 
@@ -27,6 +30,19 @@ class Gap(NamedTuple):
 
     mean: float
     max: float
+
+
+def probe_with(
+    config: OnlineConfig, policy: LanguageModel, prompt_ids: Sequence[list[int]]
+) -> Callable[[Sampler, int], None]:
+    """The probe of a run, to be asked with a sampler and the version of its weights."""
+    some = list(prompt_ids[:PROBED])
+    tolerance = config.compute.servers.tolerance
+
+    def check(sampler: Sampler, version: int) -> None:
+        probe(sampler, policy, some, config.sampling, tolerance, version)
+
+    return check
 
 
 def probe(

@@ -23,6 +23,7 @@ from tether.models.scalar_head import (
     value_model_from_reward,
 )
 from tether.rewards.load import Reward, load_reward
+from tether.scale.samplers import sampler_for
 from tether.train import loop
 from tether.train.collect import Source
 
@@ -79,9 +80,9 @@ def load_roles(config: OnlineConfig) -> Roles:
 
 
 def load_source(config: OnlineConfig, policy: LanguageModel) -> Source:
-    """Who samples: the policy, or a whole copy of it where it is sharded."""
-    if not parallel.is_sharded(policy.model):
-        return Source(policy, policy)
+    """Who samples: somebody else, the policy, or a whole copy of it where it is sharded."""
+    if (sampler := sampler_for(config, policy)) or not parallel.is_sharded(policy.model):
+        return Source(policy, policy, sampler)
     lora, seed = config.lora, config.seed
     return Source(policy, load(config.model, config.compute, trainable=True, lora=lora, seed=seed))
 
