@@ -11,7 +11,9 @@ from starlette.testclient import TestClient
 from tests.web.pages import SECRET
 from tests.web.talking import Actor, Coloured, make_runs
 from tether.data.formats import read_comparisons, read_thumbs
+from tether.errors import ConfigError
 from tether.feedback.store import Store
+from tether.web import main
 from tether.web.compare import draw, stored_prompts
 from tether.web.main import build, workshop
 from tether.web.server import LOOPBACK
@@ -390,3 +392,11 @@ def test_real_models_answer(runs):
     wrong = visitor.chat("the cat " * 400, model="demo/ppo")
     assert "512 positions" in wrong[-1]["error"]
     visitor.site.voices.close()
+
+
+def test_models_named_on_the_command_line_stand_beside_those_of_the_runs(tmp_path):
+    site = main.workshop(tmp_path, models=("before=owner/name", "after=some/dir"))
+    assert site.voices.found() == {"after": "some/dir", "before": "owner/name"}
+    for word in ("some/dir", "=some/dir", "before="):
+        with pytest.raises(ConfigError, match="must be NAME=DIR"):
+            main.workshop(tmp_path, models=(word,))

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tether.errors import ConfigError
+from tether.validation import require
 from tether.web import chat, compare, runs, simulator
 from tether.web.incoming import MONTH, session_secret
 from tether.web.server import (
@@ -39,6 +40,7 @@ def web(
     *,
     runs: str = "runs",
     projects: tuple[str, ...] = (),
+    models: tuple[str, ...] = (),
     host: str = "127.0.0.1",
     port: int = 8766,
     hosts: tuple[str, ...] = (),
@@ -53,12 +55,13 @@ def web(
         runs: Folder of the runs.
         projects: Labeling projects (.db) to list, or folders with some; none = those in this
             folder and among the runs.
+        models: NAME=DIR or NAME=HUB_ID … to chat with and compare, besides those of the runs.
         host: Address to listen on; 0.0.0.0 for every one of this machine.
         port: Port to listen on.
         hosts: Names under which people reach it, such as runs.example.org.
         https: It stands behind a server with a certificate: cookies go over https alone.
     """
-    serve(runs, projects, host, port, hosts=hosts, https=https)
+    serve(runs, projects, host, port, models=models, hosts=hosts, https=https)
 
 
 def build(site: Workshop, *, secret: str, hosts: Iterable[str], https: bool = False) -> ASGIApp:
@@ -106,13 +109,15 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8766,
     *,
+    models: Sequence[str] = (),
     hosts: Iterable[str] = (),
     https: bool = False,
 ) -> None:
     """Serve the pages until Ctrl-C.
 
     Raises:
-        ConfigError: The port is taken, there is no such folder, or a host lacks its names.
+        ConfigError: The port is taken, there is no such folder, a host lacks its names, or a model
+            has none.
     """
     path = Path(folder).resolve()
     if not path.is_dir():
@@ -125,7 +130,7 @@ def serve(
         raise ConfigError(f"host={host!r} needs --hosts: the names or addresses that people use")
     secret = session_secret(path / KEY)
     token = "" if local else derived(secret, "link")
-    site = workshop(path, projects, token)
+    site = workshop(path, projects, token, models)
     named = {one.lower() for one in (*LOOPBACK, host, *hosts)}
     app = build(site, secret=secret, hosts=named, https=https)
     listener = listen(host, port)
@@ -143,11 +148,21 @@ def serve(
         listener.close()
 
 
-def workshop(folder: Path, projects: Sequence[str] = (), token: str = "") -> Workshop:
-    """What the requests share, before its templates are there."""
+def workshop(
+    folder: Path, projects: Sequence[str] = (), token: str = "", models: Sequence[str] = ()
+) -> Workshop:
+    """What the requests share, before its templates are there.
+
+    Raises:
+        ConfigError: A model is not of the form NAME=DIR.
+    """
+    pairs = [model.partition("=") for model in models]
+    for word, (name, _, place) in zip(models, pairs, strict=True):
+        require(bool(name and place), "models", word, "must be NAME=DIR or NAME=HUB_ID")
     path = folder.resolve()
     runs = (one for one in path.glob("*") if one.is_dir())
     places = [Path(one) for one in projects] or [Path.cwd(), path, *runs]
     found = [f for place in places for f in ([place] if place.is_file() else place.glob("*.db"))]
     unique = tuple(dict.fromkeys(file.resolve() for file in found))
-    return Workshop(runs=path, projects=unique, token=token)
+    named = {name: place for name, _, place in pairs}
+    return Workshop(runs=path, projects=unique, token=token, models=named)

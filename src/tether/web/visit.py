@@ -6,7 +6,7 @@ makes a route of: whoever asks may enter, and a POST has shown that it comes fro
 
 import hmac
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Workshop:
     """Labeling projects"""
     token: str
     """Lets people in, by /join/TOKEN; "" where whoever reaches the server may enter"""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Models to talk to besides those of the runs: directories or hub ids by name"""
     stopping: Callable[[], bool] = lambda: False
     """Whether the server is about to end, so that streams end first"""
     pages: Environment = field(init=False)
@@ -52,7 +54,7 @@ class Workshop:
     failed_joins: RateLimit = field(default_factory=lambda: RateLimit(10 / 60, 10))
 
     def __post_init__(self) -> None:
-        self.voices = Voices(self.runs)
+        self.voices = Voices(self.runs, named=self.models)
 
     def folder(self, name: str) -> Path:
         """The folder `name` ("demo", "demo/ppo") below the runs.

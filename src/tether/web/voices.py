@@ -10,7 +10,7 @@ import queue
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,18 @@ class Job:
 
 
 class Voices:
-    """The models below a folder of runs. `load(name, path, reference)` makes one that answers."""
+    """The models below a folder of runs, and those that were named beside them.
 
-    def __init__(self, runs: Path, load: Callable[[str, str, str], Any] | None = None) -> None:
-        self._runs, self._load = runs, load
+    `load(name, path, reference)` makes one that answers.
+    """
+
+    def __init__(
+        self,
+        runs: Path,
+        load: Callable[[str, str, str], Any] | None = None,
+        named: Mapping[str, str] | None = None,
+    ) -> None:
+        self._runs, self._load, self._named = runs, load, dict(named or {})
         self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
@@ -89,7 +97,7 @@ class Voices:
 
     def found(self) -> dict[str, str]:
         """The language models there are: names like "demo/ppo" and their directories."""
-        names: dict[str, str] = {}
+        names = dict(self._named)
         for pattern in PATTERNS:
             for folder in sorted(self._runs.glob(pattern)):
                 if folder.resolve().is_relative_to(self._runs) and _is_language_model(folder):
