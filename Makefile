@@ -12,7 +12,7 @@ SPELLING := --ignore-words-list=te,rouge,mane,iif,hass,ines,steams,lenght,reviso
 test test-scale check: export HF_HUB_OFFLINE = 1
 test test-scale check: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo test test-scale check format names dist clean
+.PHONY: docs help demo test test-scale check format names dist clean
 
 help:
 	@echo "make demo     the whole loop on the built-in example; ends with a report"
@@ -22,6 +22,7 @@ help:
 	@echo "make format   format the code and mend what lint can mend"
 	@echo "make names    write tests/public_names.txt anew, after a change of the public surface"
 	@echo "make dist     a wheel and a source archive in dist/, and THIRD_PARTY_LICENSES.md anew"
+	@echo "make docs     the documents as a site, in site/"
 	@echo "make clean    remove .venv and caches; results in runs/ stay"
 	@echo "PYTHON=python3.13 names the Python (3.11 or newer), WORKERS=4 the test processes."
 
@@ -41,6 +42,9 @@ check: $(INSTALLED)
 	$(BIN)/codespell $(SPELLING)
 	$(PYTEST)
 
+docs: $(INSTALLED)
+	$(BIN)/python tools/site.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -54,7 +58,7 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

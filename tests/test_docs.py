@@ -137,3 +137,12 @@ def test_changelog_keeps_a_changelog():
         assert re.fullmatch(form, version), f"{version!r} is not [Unreleased] or [1.2.3] - date"
     kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_every_page_is_in_the_navigation_of_the_site_and_on_the_entry_page():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    entry = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        name = str(path.relative_to(ROOT))
+        assert f"- {name}\n" in navigation.replace("All pages: ", ""), name
+        assert name == "docs/index.md" or f"]({name.removeprefix('docs/')})" in entry, name

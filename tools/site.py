@@ -1,0 +1,42 @@
+"""Builds the site of the documents: `make docs`.
+
+The pages link to recipes, examples and each other by their places in the repository, so all of it
+is laid out as it is there, and mkdocs makes `site/` of it. A link that leads nowhere ends it.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "build" / "pages"
+KEPT = {".md", ".png", ".svg", ".toml", ".txt", ".py", ".json", ".cff", ""}
+PARTS = {"docs", "recipes", "examples", "benchmarks", "src", "servers", "tests"}
+
+
+def main() -> None:
+    """Lay the repository out for mkdocs and build."""
+    shutil.rmtree(PAGES, ignore_errors=True)
+    for name in tracked():
+        path = Path(name)
+        if path.suffix in KEPT and (len(path.parts) == 1 or path.parts[0] in PARTS):
+            (PAGES / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, PAGES / path)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=ROOT, check=False
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(f"site  {ROOT / 'site' / 'index.html'}")
+
+
+def tracked() -> list[str]:
+    """Files of the repository, without what git ignores."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in found.splitlines() if (ROOT / name).is_file()]
+
+
+if __name__ == "__main__":
+    main()
