@@ -20,9 +20,11 @@ from tether.config import (
 )
 from tether.data.batches import step_indices
 from tether.engine.decode import generate_tokens
+from tether.engine.samplers import Request
 from tether.models.language_model import load
 from tether.sections import ComputeConfig, KLConfig, OptimizerConfig, SamplingConfig, ValueConfig
 from tether.train import loop, online
+from tether.train.collect import Source
 from tether.train.preference import train_dpo
 from tether.train.reward import train_reward
 from tether.train.sft import train_sft
@@ -54,12 +56,15 @@ def grpo(gate: Gate, job: dict[str, Any]) -> None:
 
 def gate_rollouts(gate: Gate) -> None:
     """Hold an online method before it generates; count what it sampled."""
-    collect, improve = online.collect, online.improve
+    draw, rollout_of, improve = Source.draw, online.rollout_of, online.improve
 
-    def gated_collect(*args: Any, **kwargs: Any) -> Any:
+    def gated_draw(source: Source, request: Request) -> Any:
         gate.turn()
         gate.phase("generate")
-        rollout = collect(*args, **kwargs)
+        return draw(source, request)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rollout = rollout_of(*args, **kwargs)
         gate.count(tokens=int(rollout.mask.sum()), rows=len(rollout.rows))
         gate.phase("score")
         return rollout
@@ -68,7 +73,7 @@ def gate_rollouts(gate: Gate) -> None:
         gate.phase("train")
         return improve(*args, **kwargs)
 
-    online.collect, online.improve = gated_collect, gated_improve
+    Source.draw, online.rollout_of, online.improve = gated_draw, counted, gated_improve
 
 
 def online_settings(job: dict[str, Any]) -> dict[str, Any]:

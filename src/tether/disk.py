@@ -104,7 +104,7 @@ def checkpoint_steps(checkpoints: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """Steps done at a checkpoint, by its name."""
-    return int(checkpoint.name.removeprefix("step-"))
+    return int(checkpoint.name.removeprefix("step-").split(".")[0])
 
 
 def _sync(path: Path) -> None:

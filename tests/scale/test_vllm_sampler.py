@@ -361,7 +361,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half(make, policy, stubs, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tether.scale.weight_files.save_file", full)
-    with pytest.raises(ServerError, match=r"compute.servers.folder=.* No space left on device; fr"):
+    with pytest.raises(ServerError, match=r"compute.servers.folder=.* no room on the disk"):
         loaded(make(stubs), policy)
     assert list((tmp_path / "rollout-weights").iterdir()) == []
 

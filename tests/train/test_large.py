@@ -9,6 +9,7 @@ from tests.train import toys
 from tether.config import DPOConfig, KTOConfig, RewardModelConfig
 from tether.data import comparisons, shelf
 from tether.data.formats import read_demonstrations
+from tether.engine import decode
 from tether.errors import DataError
 from tether.models.language_model import load
 from tether.records import write_jsonl
@@ -32,7 +33,7 @@ def both(tmp_path, monkeypatch):
         in_memory = run(make(tmp_path / "memory"))
         with monkeypatch.context() as patch:
             patch.setattr(shelf, "IN_MEMORY", 1)
-            for module in (comparisons, kto, online):
+            for module in (comparisons, kto, decode):
                 patch.setattr(module, "TOKENS_IN_MEMORY", 1)
             return in_memory, run(make(tmp_path / "disk"))
 

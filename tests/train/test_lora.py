@@ -24,7 +24,7 @@ from tether.config import (
 from tether.data.batches import Row, pad
 from tether.errors import ConfigError
 from tether.models import adapters
-from tether.models.chat import encode
+from tether.models.chat import encode, encode_prompt
 from tether.models.checkpoint import load_checkpoint
 from tether.models.language_model import load
 from tether.models.merge import merge
@@ -127,7 +127,7 @@ def test_policy_and_value_move_and_nothing_else_does(tmp_path, kind):
         *(online._optimizer(config, roles), online.beta_of(config)),
         source=roles.source,
         prompts=[row["prompt"] for row in toys.PROMPTS],
-        ids=[online.encode_prompt(roles.policy.tokenizer, row["prompt"]) for row in toys.PROMPTS],
+        ids=[encode_prompt(roles.policy.tokenizer, row["prompt"]) for row in toys.PROMPTS],
         ptx=None,
     )
     run.folder.begin()

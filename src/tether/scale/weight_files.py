@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tether.errors import ServerError
+from tether.errors import DiskError, ServerError
 from tether.rundir import written_aside
 
 SHARD = 2 << 30  # bytes of a file, so that no more is held beside the model
@@ -42,7 +42,7 @@ class WeightFiles:
                     shard[key] = tensor.detach().cpu().contiguous()
                     size += tensor.nbytes
                 _save(shard, aside)
-        except OSError as error:
+        except (OSError, DiskError) as error:
             for half_written in self.folder.glob(".*.writing"):
                 shutil.rmtree(half_written, ignore_errors=True)
             raise ServerError(
