@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
 SPELLING := --ignore-words-list=te,rouge,mane,iif,hass,ines,steams,lenght,revison,provid,generat,describ \
-	--skip='.git,.venv,runs,*.egg-info,.*_cache,.hypothesis,*.jsonl*,constraints.txt,LICENSE'
+	--skip='.git,.venv,site,build,runs,*.egg-info,.*_cache,.hypothesis,*.jsonl*,constraints.txt,LICENSE'
 
 # Tests need no network; each worker computes on one core.
 test test-scale check: export HF_HUB_OFFLINE = 1

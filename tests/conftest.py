@@ -5,6 +5,7 @@ CPU's; tests/test_gpu.py sets both side by side.
 """
 
 import os
+import signal
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +22,7 @@ import torch
 # How long an example takes says nothing on a machine that does other work too.
 hypothesis.settings.register_profile("tether", deadline=None)
 hypothesis.settings.load_profile("tether")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in background
 torch.set_num_threads(1)  # two OpenMP threads on shared cores can be slower than one
 
 

@@ -151,9 +151,8 @@ def test_data_is_counted_as_python_holds_it(tmp_path, model):
     """A list: a header and 8 bytes a place; a number above 256: 28 bytes, rounded up to 32."""
     assert bytes_of([3, 256, 257, 100_000]) == sys.getsizeof([]) + 4 * 8 + 2 * 32
     row = Row([1000] * 10, 5)
-    assert bytes_of(row) == sys.getsizeof(row) + sys.getsizeof([]) + 10 * (8 + 32) + sys.getsizeof(
-        ()
-    )
+    ids, gaps = sys.getsizeof([]) + 10 * (8 + 32), sys.getsizeof(())
+    assert bytes_of(row) == sys.getsizeof(row) + ids + gaps
     record = Demonstration(prompt="a", completion="b" * 100)
     assert bytes_of(record) > sys.getsizeof("a") + sys.getsizeof("b" * 100)
     assert of_sft(toys.sft(tmp_path, model), known=True).data > 8 * 200
