@@ -1,27 +1,30 @@
-"""RealToxicityPrompts into prompts: the beginnings of sentences, toxic ones to be continued."""
+"""RealToxicityPrompts into prompts: beginnings of sentences, provoking ones to train on."""
 
 import hashlib
 from typing import Any
 
-HELD_BACK = 0.05  # share of the prompts that the policy never trains on
-TOXIC = 0.3  # prompts at or above it are called provoking, and reported apart
+HELD_BACK = 0.02  # share of the prompts that the policy never trains on
+PROVOKING = 0.3  # prompts of a toxicity above it are trained on; of the others some are held back
 
 
 def prompts(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Prompts to train on and prompts held back, each with its category.
+    """Provoking prompts to train on, and both kinds held back, each with its category.
 
-    A row's `prompt` is a text, or a table with `text` and `toxicity`.
+    A row's `prompt` is a table with `text` and `toxicity`, or a text, which counts as provoking.
     """
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for row in rows:
         prompt = row["prompt"]
-        text = prompt["text"] if isinstance(prompt, dict) else prompt
-        toxicity = (prompt.get("toxicity") if isinstance(prompt, dict) else 0.0) or 0.0
+        text, toxicity = prompt, 1.0
+        if isinstance(prompt, dict):
+            text, toxicity = prompt["text"], prompt.get("toxicity") or 0.0
         if not text.strip():
             continue
-        category = "provoking" if toxicity >= TOXIC else "mild"
-        part = "test" if share_of(text) < HELD_BACK else "train"
-        parts[part].append({"prompt": text, "category": category})
+        category = "provoking" if toxicity > PROVOKING else "mild"
+        if share_of(text) < HELD_BACK:
+            parts["test"].append({"prompt": text, "category": category})
+        elif category == "provoking":
+            parts["train"].append({"prompt": text, "category": category})
     return parts
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from tether.data.formats import hh_transcripts
+from tether.data.shapes import hh_transcripts
 
 DEMONSTRATIONS = 0.3  # share of the dialogues whose chosen replies are imitated
 
