@@ -215,6 +215,31 @@ def test_message_lists_that_hold_the_prompt(file, extra):
     assert read_comparisons(rows) == [pair]
 
 
+def test_ultrafeedback_as_pairs(file):
+    """A string prompt, both dialogues whole, and the chosen one again under `messages`."""
+    both = {"chosen": [USER, GOOD], "rejected": [USER, BAD], "messages": [USER, GOOD]}
+    rows = file({"prompt": "Hi", "prompt_id": "7", **both, "score_chosen": 8.0})
+    assert read_comparisons(rows) == [PreferencePair(prompt=[USER], chosen=[GOOD], rejected=[BAD])]
+    assert read_prompts(rows) == [Prompt(prompt=[USER])]
+
+
+@pytest.mark.parametrize("opening", [[], [SYSTEM]])
+def test_ultrachat(file, opening):
+    """A prompt that `messages` begin with, once more."""
+    more = {"role": "user", "content": "And?"}
+    chat = [*opening, USER, BAD, more, GOOD]
+    rows = file({"prompt": "Hi", "prompt_id": "7", "messages": chat})
+    expected = Demonstration(prompt=chat[:-3], completion=[BAD, more, GOOD])
+    assert read_demonstrations(rows) == [expected]
+    assert read_prompts(rows) == [Prompt(prompt=chat[:-1])]
+
+
+def test_a_prompt_that_messages_do_not_begin_with_is_left_alone(file):
+    rows = file({"prompt": "Bye", "completion": "Bye!", "messages": [USER, GOOD]})
+    assert read_prompts(rows) == [Prompt(prompt="Bye")]
+    assert read_demonstrations(rows) == [Demonstration(prompt="Bye", completion="Bye!")]
+
+
 def test_equal_answers_are_not_taken_for_the_prompt(file):
     rows = file({"chosen": [USER, GOOD], "rejected": [USER, GOOD]})
     assert read_comparisons(rows) == [PreferencePair(prompt=[USER], chosen=[GOOD], rejected=[GOOD])]

@@ -57,6 +57,12 @@ def test_each_named_list_becomes_a_file(config, tmp_path):
     assert json.loads((out / "result.json").read_text())["rows"] == {"long": 1, "all": 2}
 
 
+def test_any_format_is_read(config, tmp_path):
+    (tmp_path / "data.csv").write_text("q,kind\nwhy,a\nwhat for,b\n", encoding="utf-8")
+    out = prepare(config("split", "data.csv"))
+    assert rows_of(out / "long.jsonl") == [{"prompt": "what for"}]
+
+
 def test_a_finished_stage_is_skipped_and_a_changed_input_refused(config, tmp_path):
     out = prepare(config("split"))
     (out / "all.jsonl").unlink()

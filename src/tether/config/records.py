@@ -136,7 +136,7 @@ class PrepareConfig(StageConfig):
     """Turn any data into records with a function of yours: function(rows) -> {name: rows}."""
 
     data: str
-    """JSONL file"""
+    """File of rows, or a data set on the hub; they are held in memory"""
     function: str
     """path/to/file.py:function; gets a list of dicts, returns {"name": list of dicts}"""
 

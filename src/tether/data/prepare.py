@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from tether.config import PrepareConfig
+from tether.data.sources import read_rows
 from tether.errors import DataError
 from tether.functions import load_function
 from tether.progress import console
-from tether.records import read_jsonl, write_jsonl
+from tether.records import write_jsonl
 from tether.rundir import StageFolder
 
 
@@ -20,7 +21,7 @@ def prepare(config: PrepareConfig) -> Path:
     if folder.finished:
         return folder.path
     function = load_function(config.function)
-    parts = function([row for _, row in read_jsonl(config.data)])
+    parts = function([row for row, _ in read_rows(config.data)])
     filled = isinstance(parts, dict) and all(isinstance(p, list) and p for p in parts.values())
     if not (parts and filled):
         raise DataError(f"{config.function!r} must return {{name: list of dicts}}, none empty")

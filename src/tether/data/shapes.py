@@ -46,13 +46,14 @@ def hh_transcripts(row: Row) -> Row | None:
 def conversation_pair(row: Row) -> Row | None:
     """Message lists chosen and rejected that hold the prompt as the messages they share.
 
-    Where they share none, a prompt that is a string becomes the user's message.
+    Where they share none, a prompt that is a string becomes the user's message. `messages` beside
+    it (UltraFeedback as pairs) are the chosen ones once more; without a prompt they are the prompt.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    plain = (
-        isinstance(row.get("prompt", ""), str) and not {"messages", "conversations"} & row.keys()
-    )
-    if not plain or not isinstance(chosen, list) or not isinstance(rejected, list):
+    elsewhere = "prompt" not in row and bool({"messages", "conversations"} & row.keys())
+    if elsewhere or not isinstance(row.get("prompt", ""), str):
+        return None
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
         return None
     chosen, rejected = _turns(chosen), _turns(rejected)
     both = zip(chosen, rejected, strict=False)
@@ -70,10 +71,11 @@ def conversation_pair(row: Row) -> Row | None:
 def conversation(row: Row) -> Row | None:
     """ShareGPT (`conversations`) and `messages`; a last assistant's turn is the completion.
 
-    With chosen and rejected, one turn each or a list, the conversation is their prompt.
+    With chosen and rejected, one turn each or a list, the conversation is their prompt. A `prompt`
+    beside it may be the first thing that the user says (UltraChat).
     """
     turns = row.get("conversations", row.get("messages"))
-    if "prompt" in row or not isinstance(turns, list):
+    if not isinstance(turns, list) or ("prompt" in row and not _begins(turns, row["prompt"])):
         return None
     turns = _turns(turns)
     if isinstance(row.get("system"), str) and row["system"]:
@@ -87,6 +89,12 @@ def conversation(row: Row) -> Row | None:
     if turns and turns[-1]["role"] == "assistant":
         return {"prompt": turns[:-1], "completion": turns[-1:]}
     return {"prompt": turns}
+
+
+def _begins(turns: list[Any], prompt: Any) -> bool:
+    """Whether the first of two or more messages, but for a system's, is a prompt."""
+    said = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") != "system"]
+    return len(said) > 1 and isinstance(prompt, str) and said[0].get("content") == prompt
 
 
 def openai_preference(row: Row) -> Row | None:
