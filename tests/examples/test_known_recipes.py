@@ -87,6 +87,15 @@ def test_the_header_names_the_paper_and_what_departs_from_it(recipe):
     assert "At full scale: " in text
 
 
+def check_command(recipe, words, folder):
+    """`tether run` is of this recipe, and every setting that it changes is there."""
+    assert words[:3] == ["tether", "run", f"recipes/{recipe.name}"]
+    settings = re.sub(r" --out \S+", "", " ".join(["", *words[3:]])).split()
+    table = read_toml(recipe)
+    override(table, tuple(settings))
+    plan(table, folder)
+
+
 @each_recipe
 def test_the_commands_of_the_header_name_settings_that_exist(recipe, tmp_path):
     runs = [words for words in commands(recipe) if words[1] == "run"]
@@ -94,11 +103,7 @@ def test_the_commands_of_the_header_name_settings_that_exist(recipe, tmp_path):
     prose = re.sub(r"tether (run|plan) .*", "", joined(recipe))
     inline = re.findall(r"(--[a-z][\w-]*\.[\w.]+) ([\w./]+)", prose)
     for words in [*runs, ["tether", "run", f"recipes/{recipe.name}", *sum(inline, ())]]:
-        assert words[2] == f"recipes/{recipe.name}"
-        table = read_toml(recipe)
-        settings = re.sub(r" --out \S+", "", " ".join(["", *words[3:]])).split()
-        override(table, tuple(settings))
-        plan(table, tmp_path)
+        check_command(recipe, words, tmp_path)
 
 
 @each_known
@@ -107,6 +112,27 @@ def test_what_is_said_to_fit_fits(recipe, capsys):
         if words[1] == "plan":
             assert dispatch(words[1:]) == 0
             assert "too much" not in capsys.readouterr().out
+
+
+@each_recipe
+def test_the_page_of_recipes_has_it(recipe):
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"[`{recipe.stem}`](../recipes/{recipe.name})" in page
+    if recipe.stem in KNOWN:
+        assert page.count(f"`{recipe.stem}`") == 2  # what it does, and where it departs
+        for paper in re.findall(r"https://arxiv.org/abs/[\d.]+\d", header(recipe)):
+            assert paper in page or "reproduction" in header(recipe)
+
+
+def test_the_commands_of_the_page_are_right(tmp_path, capsys):
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    found = re.findall(r"^(?:torchrun .* -m )?(tether (?:run|plan) .*)$", page, re.MULTILINE)
+    assert len(found) > 5
+    for words in (shlex.split(command, comments=True) for command in found):
+        if words[1] == "plan":
+            assert dispatch(words[1:]) == 0
+        else:
+            check_command(ROOT / words[2], words, tmp_path)
 
 
 # --- scaled down ----------------------------------------------------------------------------------
