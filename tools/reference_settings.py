@@ -12,6 +12,7 @@ from tools.sources import (
     Setting,
     bare,
     defined,
+    first_line,
     is_positional,
     key_of,
     section_of,
@@ -163,6 +164,7 @@ def settings_page() -> str:
         section = found[key]
         node = section.node
         assert isinstance(node, ast.ClassDef)
+        parts.append(f"## {names[key]}\n\n{first_line(node)}")
         places = [f"`{place}`" for place in sections()[key]]
         where = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
         used = [kind for kind in STAGES if key in _sections_of(kind)]
