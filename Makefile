@@ -12,7 +12,7 @@ SPELLING := --ignore-words-list=te,rouge,mane,iif,hass,ines,steams,lenght,reviso
 test test-scale check: export HF_HUB_OFFLINE = 1
 test test-scale check: export OMP_NUM_THREADS = 1
 
-.PHONY: docs help demo test test-scale check format names dist clean
+.PHONY: docs help demo test test-scale check format names reference dist clean
 
 help:
 	@echo "make demo     the whole loop on the built-in example; ends with a report"
@@ -21,6 +21,7 @@ help:
 	@echo "make check    format, lint, types, spelling and every test"
 	@echo "make format   format the code and mend what lint can mend"
 	@echo "make names    write tests/public_names.txt anew, after a change of the public surface"
+	@echo "make reference  write docs/reference/ anew, after a change of settings, commands or texts"
 	@echo "make dist     a wheel and a source archive in dist/, and THIRD_PARTY_LICENSES.md anew"
 	@echo "make docs     the documents as a site, in site/"
 	@echo "make clean    remove .venv and caches; results in runs/ stay"
@@ -51,6 +52,9 @@ format: $(INSTALLED)
 
 names: $(INSTALLED)
 	$(BIN)/python -m tests.public_names > .names && mv .names tests/public_names.txt
+
+reference: $(INSTALLED)
+	$(BIN)/python -m tools.reference
 
 dist: $(INSTALLED)
 	$(BIN)/python tools/third_party_licenses.py > .licenses && mv .licenses THIRD_PARTY_LICENSES.md
