@@ -6,18 +6,19 @@ import textwrap
 from inspect import cleandoc
 
 from tools.reference_settings import BY_HAND, anchor, heading_of_stage, sections, settings_link
-from tools.sources import SRC, defined, first_line, key_of, tree
+from tools.sources import SRC, defined, first_line, key_of, named_texts, tree
 
 import tether
 from tether.config import STAGES
 
+HOME: dict[str, tuple[str, str]] = vars(tether)["_HOME"]  # where each public name is defined
 WIDTH = 96  # longest signature on one line
 
 
 def api_page() -> str:
     """Every public name of `tether`, then what else `tether.core` has."""
     parts = [BY_HAND["pages"]["api"].strip()]
-    left = dict(tether._HOME)  # pyright: ignore[reportPrivateUsage]
+    left = dict(HOME)
     for group in BY_HAND["api"]:
         mine = [name for name, (module, _) in left.items() if _in(module, group["modules"])]
         parts.append(f"## {group['title']}")
@@ -30,7 +31,7 @@ def api_page() -> str:
     if left:
         parts.append("## More")
         parts += [public(name, *left[name]) for name in sorted(left)]
-    public_names = {*tether._HOME.values()}  # pyright: ignore[reportPrivateUsage]
+    public_names = {*HOME.values()}
     for module in sorted(f"tether.core.{file.stem}" for file in (SRC / "tether/core").glob("*.py")):
         if names := [name for name in _public_of(module) if (module, name) not in public_names]:
             intro = (ast.get_docstring(tree(module)) or "").split("\n\n")[0]
@@ -131,17 +132,23 @@ def outline(node: ast.ClassDef, name: str) -> str:
 
 
 def _docstring(text: str) -> str:
-    """A docstring as Markdown, without its Args: the rest is prose, equations, and named parts."""
+    """A docstring as Markdown: prose, equations as code, arguments as a list."""
     kept: list[str] = []
     for part in re.split(r"\n\n(?=\S)", cleandoc(text)):
         head, _, rest = part.partition(":\n")
-        if head in ("Args", "Attributes", "Example"):
-            continue
-        if head in ("Returns", "Raises", "Yields"):
-            kept.append(f"*{head}* {' '.join(rest.split())}")
+        if head in ("Args", "Attributes"):
+            said = named_texts(part, head)
+            kept.append("\n".join(f"- `{name}`: {_linked(of)}" for name, of in said.items()))
+        elif head in ("Returns", "Raises", "Yields"):
+            kept.append(f"*{head}* {_linked(' '.join(rest.split()))}")
         else:
             kept.append(_with_equations(part))
     return "\n\n".join(kept)
+
+
+def _linked(text: str) -> str:
+    """The same with addresses as links."""
+    return re.sub(r"(?<![<(\"'`])https?://[^\s,;]*[^\s,;.:)]", r"<\g<0>>", text)
 
 
 def _with_equations(part: str) -> str:
@@ -154,5 +161,5 @@ def _with_equations(part: str) -> str:
             code = textwrap.dedent(block)
             pieces.append(f"```\n{code}\n```")
         else:
-            pieces.append(" ".join(block.split()))
+            pieces.append(_linked(" ".join(block.split())))
     return "\n\n".join(pieces)

@@ -34,6 +34,7 @@ def main() -> None:
     if done.returncode:
         sys.exit(done.returncode)
     print(f"site  {ROOT / 'site' / 'index.html'}")
+    print("with its search  python -m http.server --directory site")
 
 
 def tracked() -> list[str]:

@@ -130,7 +130,7 @@ def arguments(path: str) -> list[Setting]:
     plain = len(given.posonlyargs) + len(given.args)
     defaults: list[ast.expr | None] = [None] * (plain - len(given.defaults))
     defaults += [*given.defaults, *given.kw_defaults]
-    texts = _argument_texts(ast.get_docstring(node) or "")
+    texts = named_texts(ast.get_docstring(node) or "")
     found: list[Setting] = []
     for one, default in zip(named, defaults, strict=True):
         assert one.annotation is not None
@@ -142,12 +142,12 @@ def arguments(path: str) -> list[Setting]:
     return found
 
 
-def _argument_texts(docstring: str) -> dict[str, str]:
-    """What the Args part of a docstring says of each argument."""
-    _, _, part = docstring.partition("Args:\n")
-    part = textwrap.dedent(part.split("\n\n")[0])
-    found = re.findall(r"^(\w+): (.*(?:\n .*)*)", part, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+def named_texts(docstring: str, part: str = "Args") -> dict[str, str]:
+    """What a docstring says of each argument (or attribute)."""
+    _, _, text = docstring.partition(f"{part}:\n")
+    text = textwrap.dedent(text.split("\n\n")[0])
+    found = re.findall(r"^(\w+): (.*(?:\n .*)*)", text, re.MULTILINE)
+    return {name: " ".join(said.split()) for name, said in found}
 
 
 def key_of(section: Found) -> str:
