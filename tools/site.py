@@ -4,6 +4,7 @@ The pages link to recipes, examples and each other by their places in the reposi
 is laid out as it is there, and mkdocs makes `site/` of it. A link that leads nowhere ends it.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,19 @@ PAGES = ROOT / "build" / "pages"
 KEPT = {".md", ".png", ".svg", ".toml", ".txt", ".py", ".json", ".cff", ""}
 MARK = re.compile(r"^(```\w+) [^\n]+$", re.MULTILINE)  # words for our tests behind a language
 PARTS = {"docs", "recipes", "examples", "benchmarks", "src", "servers", "tests"}
+SEARCH = """\
+window.Worker = undefined;
+window.postMessage = function (message) { onWorkerMessage({data: message}); };
+if (document.getElementById("mkdocs-search-results")) {
+  ["lunr.js", "worker.js", "index.js"].forEach(function (name) {
+    var script = document.createElement("script");
+    script.src = joinUrl(base_url, "search/" + name);
+    script.async = false;
+    document.head.append(script);
+  });
+}
+"""
+INDEX = "loadScripts = function (_, done) { done(); };\nonJSONLoaded.call({responseText: %s});\n"
 
 
 def main() -> None:
@@ -33,8 +47,22 @@ def main() -> None:
     )
     if done.returncode:
         sys.exit(done.returncode)
+    search_in_files(ROOT / "site" / "search")
     print(f"site  {ROOT / 'site' / 'index.html'}")
-    print("with its search  python -m http.server --directory site")
+
+
+def search_in_files(folder: Path) -> None:
+    """Let the search work in pages opened as files, which may neither fetch nor start workers.
+
+    mkdocs has a way without workers, and gets the index as a script.
+    """
+    main = (folder / "main.js").read_text(encoding="utf-8")
+    main, apart, _ = main.partition("\nif (!window.Worker) {\n")
+    if not apart:
+        raise SystemExit("mkdocs has another search than the one that search_in_files changes")
+    (folder / "main.js").write_text(f"{main}\n{SEARCH}", encoding="utf-8")
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "index.js").write_text(INDEX % json.dumps(index), encoding="utf-8")
 
 
 def tracked() -> list[str]:
