@@ -92,6 +92,15 @@ def test_a_page_says_what_made_it_and_nothing_of_a_machine(name):
     assert not re.search(r"/home/|/root/|/tmp/|/work/|0x[0-9a-f]{6}| object at ", text)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rows_of_a_table_have_the_cells_of_its_head(name):
+    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.M | re.S)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert tables
+    for one in tables:
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in one.splitlines()}) == 1, one
+
+
 # --- commands -------------------------------------------------------------------------------------
 
 
@@ -159,6 +168,7 @@ def test_every_metric_is_documented():
     told = rows(page("metrics.md"))
     assert told.keys() == METRICS.keys() | {f"{start}NAME" for start in FAMILIES}
     assert all(all(cells) for cells in told.values())
+    assert {key: told[key][0] for key in METRICS} == {key: METRICS[key].title for key in METRICS}
     assert "## More" not in page("metrics.md"), "name it in a group of tools/reference.toml"
 
 

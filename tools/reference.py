@@ -17,6 +17,7 @@ from tools.reference_settings import (
     commands_in_words,
     settings_page,
     table,
+    table_row,
 )
 from tools.sources import ROOT, arguments, defined, first_line, settings
 
@@ -83,7 +84,7 @@ def command(name: str) -> Iterator[str]:
     hand = BY_HAND["commands"].get(name, {})
     if options := hand.get("options"):
         lines = ["| option | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{option}` | {default} | {text} |" for option, default, text in options]
+        lines += [table_row(f"`{option}`", default, text) for option, default, text in options]
         yield "\n".join(lines)
     if kind in STAGES:
         yield table(settings(STAGES[kind].__module__, STAGES[kind].__name__))
@@ -162,7 +163,8 @@ def metrics_page() -> str:
 
 
 def _of_name(metric: Metric) -> Metric:
-    return metric._replace(meaning=metric.meaning.replace("{}", "NAME"))
+    told = {part: getattr(metric, part).replace("{}", "NAME") for part in ("title", "meaning")}
+    return metric._replace(**told)
 
 
 def logged_by() -> dict[str, list[str]]:
@@ -180,11 +182,12 @@ def _metrics(keys: list[str], logged: dict[str, list[str]]) -> str:
 
 
 def _metric_table(metrics: dict[str, Metric], who: dict[str, str]) -> str:
-    lines = ["| metric | unit | meaning | healthy | logged by |", "|---|---|---|---|---|"]
+    heads = ("metric", "title", "unit", "meaning", "healthy", "logged by")
+    lines = [table_row(*heads), "|" + "---|" * len(heads)]
     for key, one in metrics.items():
         by = who[key] or "**not documented**"
-        cells = (f"`{key}`", one.unit or "a number", one.meaning, one.healthy, by)
-        lines.append("| " + " | ".join(cells) + " |")
+        unit = one.unit or "a number"
+        lines.append(table_row(f"`{key}`", one.title, unit, one.meaning, one.healthy, by))
     return "\n".join(lines)
 
 

@@ -5,7 +5,14 @@ import re
 import textwrap
 from inspect import cleandoc
 
-from tools.reference_settings import BY_HAND, anchor, heading_of_stage, sections, settings_link
+from tools.reference_settings import (
+    BY_HAND,
+    anchor,
+    heading_of_stage,
+    sections,
+    settings_link,
+    table_row,
+)
 from tools.sources import SRC, defined, first_line, key_of, named_texts, tree
 
 import tether
@@ -66,7 +73,7 @@ def _brief(names: dict[str, tuple[str, str]]) -> str:
         shown = name
         if isinstance(found.node, ast.FunctionDef):
             shown = f"{name}({ast.unparse(found.node.args)})"
-        lines.append(f"| `{shown}` | {text}{link} |".replace(" | None", " \\| None"))
+        lines.append(table_row(f"`{shown}`", text + link))
     return "\n".join(lines)
 
 

@@ -100,8 +100,13 @@ def table(rows: Iterable[Setting], flags: bool = False) -> str:
     for one in rows:
         name = f"`{flag(one) if flags else one.name}`"
         cells = (name, type_text(one), default_text(one), one.text.strip() or "**not documented**")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(table_row(*cells))
     return "\n".join(lines)
+
+
+def table_row(*cells: str) -> str:
+    """One row of a table; a | inside a cell does not end it."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def flag(setting: Setting) -> str:
