@@ -72,6 +72,9 @@ def dealt(passes: Iterable[T]) -> Iterator[tuple[T, float]]:
 
     All processes get as many: those for which none is left make the last one again, which counts 0.
     """
+    if count() == 1:
+        yield from ((one, 1.0) for one in passes)  # each is made when its turn comes
+        return
     every = list(passes)
     for start in range(0, len(every), count()):
         own = start + rank()
