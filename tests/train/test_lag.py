@@ -220,6 +220,7 @@ def test_a_sampler_with_old_weights_ends_the_run(tmp_path, monkeypatch):
     with_sampler(monkeypatch, theirs)
     with pytest.raises(CheckError, match="weights after step -1"):
         train_ppo(toys.ppo(tmp_path, model))
+    assert theirs.closed  # also after a mistake
 
 
 def test_methods_without_a_ratio_refuse_it(tmp_path):

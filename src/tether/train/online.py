@@ -7,6 +7,7 @@ online DPO and best-of-n choose among a prompt's completions instead (`choose.py
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -201,10 +202,9 @@ def _train(config: OnlineConfig, kind: str) -> Path:
     source.probe = probe_with(config, roles.policy, ids)
     run = Run(config, folder, roles, optimizer, beta, source, prompts, ids, texts, monitor)
     run.advantage = _advantage(config)
-    facts = _loop(run)
-    source.close()
-    facts |= _write_result(run, facts["steps"])
-    folder.finish(**facts)
+    with closing(source):
+        facts = _loop(run)
+    folder.finish(**facts, **_write_result(run, facts["steps"]))
     forget_models(folder)
     return folder.path
 
